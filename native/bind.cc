@@ -1,0 +1,158 @@
+// The Python face of the core: plain arrays in, plain arrays out, the interpreter lock released.
+//
+// Shapes and types are checked here once more, cheaply: a wrong call from Python must raise, not
+// write out of bounds. Untrusted files are parsed in Python; the core sees only their numbers.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+
+#include "runtime/cpu.h"
+#include "runtime/rows.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kvant {
+namespace {
+
+using BytesIn = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using BytesOut = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatsIn = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatsOut = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatVector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(what);
+}
+
+void require_rows(int type, size_t row_bytes, size_t columns) {
+  const BlockShape s = block_shape(type);
+  require(s.elements > 0, "the core does not know this storage type");
+  require(columns % size_t(s.elements) == 0, "row length is not a whole number of blocks");
+  require(columns / size_t(s.elements) * size_t(s.bytes) == row_bytes,
+          "row bytes do not follow from row length and type");
+}
+
+void dequantize(int type, BytesIn in, FloatsOut out) {
+  require(in.shape(0) == out.shape(0), "input and output differ in rows");
+  require_rows(type, in.shape(1), out.shape(1));
+  nb::gil_scoped_release unlocked;
+  decode_rows(type, in.data(), out.data(), int64_t(in.shape(0)), int64_t(out.shape(1)));
+}
+
+std::optional<std::tuple<int64_t, int64_t, float>> quantize(int from, int to, BytesIn in,
+                                                            BytesOut out, size_t columns,
+                                                            std::optional<FloatVector> importance) {
+  require(in.shape(0) == out.shape(0), "input and output differ in rows");
+  require_rows(from, in.shape(1), columns);
+  require_rows(to, out.shape(1), columns);
+  require(!importance || importance->shape(0) == columns, "importance needs one weight a column");
+  BadValue bad;
+  {
+    nb::gil_scoped_release unlocked;
+    bad = convert_rows(from, to, in.data(), out.data(), int64_t(in.shape(0)), int64_t(columns),
+                       importance ? importance->data() : nullptr);
+  }
+  if (!bad.found) return std::nullopt;
+  return std::make_tuple(bad.row, bad.column, bad.value);
+}
+
+// ---- the four parts of a packing, for methods that work between them ----------------------------
+
+const PackingKernels& kernels_of(int type) {
+  for (const PackingKernels* const* p = current_isa().packings; *p; ++p)
+    if ((*p)->id == type) return **p;
+  throw std::invalid_argument("the core has no kernels for this packing");
+}
+
+void require_blocks(const PackingKernels& k, size_t blocks, size_t width, size_t scales_rows,
+                    size_t scales_width) {
+  require(width == size_t(k.block), "arrays of weights and codes are [blocks, block length]");
+  require(scales_rows == blocks && scales_width == sizeof(Scales), "scales are [blocks, 40] bytes");
+}
+
+void fit(int type, FloatsIn x, std::optional<FloatsIn> w, BytesOut scales) {
+  const PackingKernels& k = kernels_of(type);
+  require_blocks(k, x.shape(0), x.shape(1), scales.shape(0), scales.shape(1));
+  require(!w || (w->shape(0) == x.shape(0) && w->shape(1) == x.shape(1)),
+          "importance has the shape of the weights");
+  nb::gil_scoped_release unlocked;
+  k.fit(x.data(), w ? w->data() : nullptr, reinterpret_cast<Scales*>(scales.data()),
+        int64_t(x.shape(0)));
+}
+
+void encode(int type, FloatsIn x, BytesIn scales, BytesOut codes) {
+  const PackingKernels& k = kernels_of(type);
+  require_blocks(k, x.shape(0), x.shape(1), scales.shape(0), scales.shape(1));
+  require(codes.shape(0) == x.shape(0) && codes.shape(1) == x.shape(1), "codes shape");
+  nb::gil_scoped_release unlocked;
+  k.encode(x.data(), reinterpret_cast<const Scales*>(scales.data()), codes.data(),
+           int64_t(x.shape(0)));
+}
+
+void decode(int type, BytesIn codes, BytesIn scales, FloatsOut y) {
+  const PackingKernels& k = kernels_of(type);
+  require_blocks(k, codes.shape(0), codes.shape(1), scales.shape(0), scales.shape(1));
+  require(codes.shape(0) == y.shape(0) && codes.shape(1) == y.shape(1), "output shape");
+  nb::gil_scoped_release unlocked;
+  k.decode(codes.data(), reinterpret_cast<const Scales*>(scales.data()), y.data(),
+           int64_t(codes.shape(0)));
+}
+
+void layout(int type, BytesIn codes, BytesIn scales, BytesOut out) {
+  const PackingKernels& k = kernels_of(type);
+  require_blocks(k, codes.shape(0), codes.shape(1), scales.shape(0), scales.shape(1));
+  require(out.shape(0) == codes.shape(0) && out.shape(1) == size_t(k.block_bytes), "block bytes");
+  nb::gil_scoped_release unlocked;
+  k.layout(codes.data(), reinterpret_cast<const Scales*>(scales.data()), out.data(),
+           int64_t(codes.shape(0)));
+}
+
+void unlayout(int type, BytesIn in, BytesOut codes, BytesOut scales) {
+  const PackingKernels& k = kernels_of(type);
+  require_blocks(k, codes.shape(0), codes.shape(1), scales.shape(0), scales.shape(1));
+  require(in.shape(0) == codes.shape(0) && in.shape(1) == size_t(k.block_bytes), "block bytes");
+  nb::gil_scoped_release unlocked;
+  k.unlayout(in.data(), codes.data(), reinterpret_cast<Scales*>(scales.data()),
+             int64_t(codes.shape(0)));
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Isa* isa : usable_isas()) names.emplace_back(isa->name);
+  return names;
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  m.doc() = "kvant's native core: packings as SIMD kernels.";
+  m.def("quantize", &quantize, "from_type"_a, "to_type"_a, "data"_a.noconvert(),
+        "out"_a.noconvert(), "columns"_a, "importance"_a.noconvert().none(),
+        "Convert rows between storage types; returns (row, column, value) of a weight the target "
+        "cannot hold, or None.");
+  m.def("dequantize", &dequantize, "type"_a, "data"_a.noconvert(), "out"_a.noconvert(),
+        "Decode rows of a storage type to float32.");
+  m.def("fit", &fit, "type"_a, "x"_a.noconvert(), "importance"_a.noconvert().none(),
+        "scales"_a.noconvert());
+  m.def("encode", &encode, "type"_a, "x"_a.noconvert(), "scales"_a.noconvert(),
+        "codes"_a.noconvert());
+  m.def("decode", &decode, "type"_a, "codes"_a.noconvert(), "scales"_a.noconvert(),
+        "y"_a.noconvert());
+  m.def("layout", &layout, "type"_a, "codes"_a.noconvert(), "scales"_a.noconvert(),
+        "out"_a.noconvert());
+  m.def("unlayout", &unlayout, "type"_a, "data"_a.noconvert(), "codes"_a.noconvert(),
+        "scales"_a.noconvert());
+  m.def("cpu_features", &cpu_features, "Processor features that kernels care about.");
+  m.def("isas", &isas, "Instruction sets this build and this processor share, best first.");
+  m.def("current_isa", [] { return std::string(current_isa().name); });
+  m.def("select_isa", &select_isa, "name"_a, "Use one of `isas()`; False if there is no such.");
+}
+
+}  // namespace kvant

@@ -1,0 +1,81 @@
+// One instruction set's kernels, gathered, and the conversions between float widths.
+#include <cstring>
+
+#include "half.h"
+#include "packing.h"
+#include "simd.h"
+
+#define KVANT_NAME_OF(x) #x
+#define KVANT_NAME(x) KVANT_NAME_OF(x)
+
+namespace kvant::KVANT_ISA {
+
+extern const PackingKernels kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K;
+
+namespace {
+
+const PackingKernels* const kPackings[] = {&kQ4_0, &kQ4_1, &kQ5_0, &kQ5_1, &kQ8_0, &kQ2_K,
+                                           &kQ3_K, &kQ4_K, &kQ5_K, &kQ6_K, nullptr};
+
+// Integers compare as magnitudes do once the sign is off, with infinity and NaN above all others.
+// Almost every run is fine, so it is checked as a whole, and searched only where it is not.
+int64_t first_beyond(const float* x, int64_t n, float limit) {
+  const uint32_t top = float_bits(limit);
+  uint32_t bad = 0;
+  for (int64_t i = 0; i < n; ++i) bad |= uint32_t((float_bits(x[i]) & 0x7fffffffu) > top);
+  if (!bad) return -1;
+  int64_t i = 0;
+  while ((float_bits(x[i]) & 0x7fffffffu) <= top) ++i;
+  return i;
+}
+
+void from_f16(const uint8_t* in, float* out, int64_t n) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  for (; i + 16 <= n; i += 16)
+    _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(in + 2 * i))));
+#elif defined(__F16C__)
+  for (; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(in + 2 * i))));
+#endif
+  for (; i < n; ++i) {
+    uint16_t h;
+    std::memcpy(&h, in + 2 * i, 2);
+    out[i] = half_to_float(h);
+  }
+}
+
+void from_bf16(const uint8_t* in, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    uint16_t b;
+    std::memcpy(&b, in + 2 * i, 2);
+    out[i] = bf16_to_float(b);
+  }
+}
+
+void to_f16(const float* in, uint8_t* out, int64_t n) {
+  int64_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= n; i += 8)
+    _mm_storeu_si128((__m128i*)(out + 2 * i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+  for (; i < n; ++i) {
+    const uint16_t h = float_to_half(in[i]);
+    std::memcpy(out + 2 * i, &h, 2);
+  }
+}
+
+void to_bf16(const float* in, uint8_t* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const uint16_t b = float_to_bf16(in[i]);
+    std::memcpy(out + 2 * i, &b, 2);
+  }
+}
+
+}  // namespace
+
+extern const Isa kIsa = {KVANT_NAME(KVANT_ISA), kPackings, from_f16, from_bf16,
+                         to_f16,                to_bf16,   first_beyond};
+
+}  // namespace kvant::KVANT_ISA

@@ -1,0 +1,43 @@
+// What a packing's kernel file offers. One file a packing; compiled once per instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace kvant {
+
+// The scales of one block, as `fit` finds them and `encode` and `layout` use them. The NumPy
+// specification has the same record (kvant.packing.spec.SCALES). `d` and `dmin` are values that
+// half precision represents exactly; packings without sub-blocks leave `sub` and `submin` zero.
+struct Scales {
+  float d;
+  float dmin;
+  int8_t sub[16];
+  uint8_t submin[16];
+};
+static_assert(sizeof(Scales) == 40);
+
+struct PackingKernels {
+  int id;           // ggml's type number
+  int block;        // weights in a block
+  int block_bytes;  // bytes of a packed block
+  // x [blocks * block]; w the same length, or null for equal weights.
+  void (*fit)(const float* x, const float* w, Scales* scales, int64_t blocks);
+  void (*encode)(const float* x, const Scales* scales, uint8_t* codes, int64_t blocks);
+  void (*decode)(const uint8_t* codes, const Scales* scales, float* y, int64_t blocks);
+  void (*layout)(const uint8_t* codes, const Scales* scales, uint8_t* out, int64_t blocks);
+  void (*unlayout)(const uint8_t* in, uint8_t* codes, Scales* scales, int64_t blocks);
+};
+
+// One per instruction set: a null-terminated list of packings, and work on runs of plain floats.
+struct Isa {
+  const char* name;
+  const PackingKernels* const* packings;
+  void (*from_f16)(const uint8_t* in, float* out, int64_t n);
+  void (*from_bf16)(const uint8_t* in, float* out, int64_t n);
+  void (*to_f16)(const float* in, uint8_t* out, int64_t n);
+  void (*to_bf16)(const float* in, uint8_t* out, int64_t n);
+  // Index of the first value that is not finite or larger in magnitude than `limit`, or -1.
+  int64_t (*first_beyond)(const float* x, int64_t n, float limit);
+};
+
+}  // namespace kvant

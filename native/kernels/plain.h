@@ -1,0 +1,86 @@
+// What the 32-weight packings share: one scale (and perhaps one minimum) a block, by the plain
+// formulas of ggml's reference quantisers, to the bit.
+#pragma once
+
+#include "half.h"
+#include "packing.h"
+#include "simd.h"
+
+namespace kvant::KVANT_ISA {
+
+static inline void range32(const float* x, float* lo, float* hi) {
+  vf least = load(x), most = load(x);
+  for (int i = kLanes; i < 32; i += kLanes) {
+    least = vmin(least, load(x + i));
+    most = vmax(most, load(x + i));
+  }
+  *lo = least[0];
+  *hi = most[0];
+  for (int l = 1; l < kLanes; ++l) {
+    if (least[l] < *lo) *lo = least[l];
+    if (most[l] > *hi) *hi = most[l];
+  }
+}
+
+// The value of largest magnitude with its sign; of two equal ones, the first.
+static inline float signed_max32(const float* x) {
+  float lo, hi;
+  range32(x, &lo, &hi);
+  if (hi > -lo) return hi;
+  if (hi < -lo) return lo;
+  for (int i = 0; i < 32; ++i)
+    if (x[i] == hi || x[i] == lo) return x[i];
+  return 0;
+}
+
+static inline float inverse_or_zero(float d) { return d != 0.0f ? 1.0f / d : 0.0f; }
+
+// codes = min(trunc((x - base) * inverse + offset), TOP)
+template <int TOP>
+static inline void encode32(const float* x, float base, float inverse, float offset,
+                            uint8_t* codes) {
+  for (int i = 0; i < 32; ++i) {
+    const int q = int((x[i] - base) * inverse + offset);
+    codes[i] = uint8_t(q < 0 ? 0 : q > TOP ? TOP : q);
+  }
+}
+
+static inline void store_half(uint8_t* out, float x) {
+  const uint16_t h = float_to_half(x);
+  std::memcpy(out, &h, 2);
+}
+
+static inline float load_half(const uint8_t* in) {
+  uint16_t h;
+  std::memcpy(&h, in, 2);
+  return half_to_float(h);
+}
+
+// Low nibbles hold the first half of the block, high nibbles the second.
+static inline void pack_nibbles(const uint8_t* codes, uint8_t* out) {
+  for (int i = 0; i < 16; ++i) out[i] = uint8_t((codes[i] & 15) | (codes[i + 16] << 4));
+}
+
+static inline void unpack_nibbles(const uint8_t* in, uint8_t* codes) {
+  for (int i = 0; i < 16; ++i) {
+    codes[i] = in[i] & 15;
+    codes[i + 16] = in[i] >> 4;
+  }
+}
+
+// The fifth bits of 32 codes, code i at bit i.
+static inline void pack_fifth_bits(const uint8_t* codes, uint8_t* out) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 32; ++i) bits |= uint32_t(codes[i] >> 4 & 1) << i;
+  std::memcpy(out, &bits, 4);
+}
+
+static inline void add_fifth_bits(const uint8_t* in, uint8_t* codes) {
+  uint32_t bits;
+  std::memcpy(&bits, in, 4);
+  for (int i = 0; i < 32; ++i) codes[i] |= uint8_t((bits >> i & 1) << 4);
+}
+
+static inline void clear(Scales* s) { std::memset(s, 0, sizeof *s); }
+
+}  // namespace kvant::KVANT_ISA

@@ -1,0 +1,82 @@
+// Q3_K: 16 sub-blocks of 16 weights, signed 3-bit codes, signed 6-bit scales under one half
+// scale. Block of 110 bytes: 32 bytes of third bits, 64 of low bits, 12 of scales, half d.
+#include "k_layout.h"
+
+namespace kvant::KVANT_ISA {
+namespace {
+
+constexpr int kBytes = 110;
+constexpr float kWidths[] = {-5.0f, -4.6f, -4.3f, -4.0f, -3.7f, -3.4f, -3.1f, -2.8f, -2.5f, -2.2f, 2.2f, 2.5f, 2.8f, 3.1f, 3.4f, 3.7f, 4.0f, 4.3f};
+constexpr int kNumWidths = sizeof kWidths / sizeof *kWidths;
+
+template <bool WEIGHTED>
+using Fit = SymmetricFit<16, 4, 32, 1, kWidths, kNumWidths, WEIGHTED>;
+
+void fit(const float* x, const float* w, Scales* s, int64_t blocks) {
+  fit_blocks<Fit>(x, w, s, blocks);
+}
+
+// Codes are stored shifted to 0..7.
+void encode(const float* x, const Scales* s, uint8_t* codes, int64_t blocks) {
+  for (int64_t k = 0; k < blocks; ++k)
+    for (int j = 0; j < 16; ++j) {
+      const int64_t o = k * 256 + j * 16;
+      const float scale = s[k].d * float(s[k].sub[j]);
+      encode_run<16, -4, 3>(x + o, 0.0f, reciprocal_or_zero(scale), codes + o);
+    }
+}
+
+void decode(const uint8_t* codes, const Scales* s, float* y, int64_t blocks) {
+  for (int64_t k = 0; k < blocks; ++k)
+    for (int j = 0; j < 16; ++j) {
+      const int64_t o = k * 256 + j * 16;
+      const float scale = s[k].d * float(s[k].sub[j]);
+      for (int i = 0; i < 16; ++i) y[o + i] = scale * float(int(codes[o + i]) - 4);
+    }
+}
+
+// Sixteen 6-bit scales, stored plus 32, in 12 bytes: byte i of the first eight holds the low
+// nibbles of scales i and i + 8; byte 8 + i holds the top two bits of scales i, i + 4, i + 8, i + 12.
+void pack_scales(const int8_t* sub, uint8_t* out) {
+  uint8_t v[16];
+  for (int j = 0; j < 16; ++j) v[j] = uint8_t(sub[j] + 32);
+  for (int i = 0; i < 8; ++i) out[i] = uint8_t((v[i] & 15) | (v[i + 8] & 15) << 4);
+  for (int i = 0; i < 4; ++i)
+    out[8 + i] = uint8_t(v[i] >> 4 | (v[i + 4] >> 4) << 2 | (v[i + 8] >> 4) << 4 |
+                         (v[i + 12] >> 4) << 6);
+}
+
+void unpack_scales(const uint8_t* in, int8_t* sub) {
+  for (int j = 0; j < 16; ++j) {
+    const int low = j < 8 ? in[j] & 15 : in[j - 8] >> 4;
+    const int high = in[8 + j % 4] >> (2 * (j / 4)) & 3;
+    sub[j] = int8_t((low | high << 4) - 32);
+  }
+}
+
+void layout(const uint8_t* codes, const Scales* s, uint8_t* out, int64_t blocks) {
+  for (int64_t k = 0; k < blocks; ++k) {
+    uint8_t* block = out + k * kBytes;
+    pack_bit_planes(codes + k * 256, 2, block);
+    pack_pair_runs(codes + k * 256, block + 32);
+    pack_scales(s[k].sub, block + 96);
+    store_half(block + 108, s[k].d);
+  }
+}
+
+void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
+  for (int64_t k = 0; k < blocks; ++k) {
+    const uint8_t* block = in + k * kBytes;
+    clear(s + k);
+    unpack_pair_runs(block + 32, codes + k * 256);
+    add_bit_planes(block, 2, codes + k * 256);
+    unpack_scales(block + 96, s[k].sub);
+    s[k].d = load_half(block + 108);
+  }
+}
+
+}  // namespace
+
+extern const PackingKernels kQ3_K = {11, 256, kBytes, fit, encode, decode, layout, unlayout};
+
+}  // namespace kvant::KVANT_ISA

@@ -1,0 +1,78 @@
+// A vector of floats as wide as the instruction set this file is compiled for.
+//
+// Kernels are written once against this and compiled once per instruction set (see CMakeLists.txt).
+// Lanes never mix in a reduction, and multiply and add are never fused (-ffp-contract=off), so a
+// kernel gives the same bits at every width, and the same as the NumPy specification.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace kvant::KVANT_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+inline constexpr int kLanes = 8;
+#else
+inline constexpr int kLanes = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(kLanes * 4)));
+typedef int32_t vi __attribute__((vector_size(kLanes * 4)));
+typedef uint8_t vb __attribute__((vector_size(kLanes)));
+
+static inline vf load(const float* p) {
+  vf v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+static inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
+
+static inline vf splat(float x) {
+  vf v = {};
+  return v + x;
+}
+
+static inline vf select(vi mask, vf a, vf b) { return mask ? a : b; }
+
+static inline vf vmin(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+static inline vf vmax(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// Round to the nearest integer, ties to even. Arguments here are at most 255 in magnitude.
+static inline vf vrint(vf x) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+  return (vf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves no room for a fraction
+  return (x + magic) - magic;
+#endif
+}
+
+static inline vf vclamp(vf x, float lo, float hi) { return vmin(vmax(x, splat(lo)), splat(hi)); }
+
+}  // namespace kvant::KVANT_ISA

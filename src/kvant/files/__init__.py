@@ -1,0 +1,1 @@
+"""Containers: bytes in, bytes out. Nothing here knows what a model is."""

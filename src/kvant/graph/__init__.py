@@ -1,0 +1,1 @@
+"""A model as a small graph: traced once by its architecture, folded by everything else."""

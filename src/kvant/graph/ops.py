@@ -1,0 +1,303 @@
+"""The vocabulary: every op with its meaning and shape rule, the methods that trace it, the folds.
+
+To add an op: a dataclass, a method of ``Graph``, an abstract method of ``Fold``; then every fold
+is incomplete (Python will not instantiate it, mypy and a test say so) until it has a handler.
+Only ops that some architecture uses are here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant.graph.ir import KvState, Op, Trace, Value, WeightRef
+
+__all__ = [
+    "Add",
+    "Attention",
+    "Embedding",
+    "Fold",
+    "Graph",
+    "Linear",
+    "RmsNorm",
+    "Rope",
+    "SwiGlu",
+    "rotary_weights",
+    "run",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding(Op):
+    """Row ``token`` of ``weight`` [vocabulary, width]."""
+
+    weight: WeightRef
+
+    @property
+    def weights(self) -> tuple[WeightRef, ...]:
+        """The table."""
+        return (self.weight,)
+
+    def accept(self, fold: Fold[T], inputs: Sequence[T]) -> T:
+        """Dispatch."""
+        return fold.embedding(self, inputs[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(Op):
+    """``x @ weight.T + bias`` with ``weight`` [outputs, inputs]."""
+
+    weight: WeightRef
+    bias: WeightRef | None
+
+    @property
+    def weights(self) -> tuple[WeightRef, ...]:
+        """The matrix, and the bias where there is one."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def accept(self, fold: Fold[T], inputs: Sequence[T]) -> T:
+        """Dispatch."""
+        return fold.linear(self, inputs[0])
+
+
+@dataclass(frozen=True, slots=True)
+class RmsNorm(Op):
+    """``x / sqrt(mean(x^2) + eps) * weight``, over each of ``groups`` equal parts of the row.
+
+    ``groups`` is 1, or the number of heads where every head is normalised by itself with the same
+    ``weight`` [width / groups]. Source: Zhang and Sennrich, arXiv 1910.07467.
+    """
+
+    weight: WeightRef
+    eps: float
+    groups: int
+
+    @property
+    def weights(self) -> tuple[WeightRef, ...]:
+        """The gains."""
+        return (self.weight,)
+
+    def accept(self, fold: Fold[T], inputs: Sequence[T]) -> T:
+        """Dispatch."""
+        return fold.rms_norm(self, inputs[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Rope(Op):
+    """Rotary position embedding; element i of a head is paired with i + head_dim / 2.
+
+    At position p, pair i turns by the angle ``p * frequencies[i]``. ``linear`` stretches all
+    positions (Meta's position interpolation, arXiv 2306.15595); ``factors`` divide single
+    frequencies (Llama 3.1's scaling) and are empty or head_dim / 2 long.
+    Source: Su et al., arXiv 2104.09864, in the half-split order of GPT-NeoX and Hugging Face.
+    """
+
+    heads: int
+    head_dim: int
+    theta: float
+    linear: float
+    factors: tuple[float, ...]
+
+    @property
+    def frequencies(self) -> npt.NDArray[np.float64]:
+        """Radians per position, float64 [head_dim / 2]."""
+        exponents = np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim
+        divisors = np.asarray(self.factors or 1.0, np.float64) * self.linear
+        result: npt.NDArray[np.float64] = self.theta**-exponents / divisors
+        return result
+
+    def accept(self, fold: Fold[T], inputs: Sequence[T]) -> T:
+        """Dispatch."""
+        return fold.rope(self, inputs[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Attention(Op):
+    """Causal softmax attention of ``heads`` queries over the keys and values in ``state``.
+
+    Query head h reads key head ``h // (heads / state.heads)`` (grouped-query attention, arXiv
+    2305.13245); scores are multiplied by ``scale``. Inputs: query, key, value.
+    """
+
+    heads: int
+    scale: float
+    state: KvState
+
+    def accept(self, fold: Fold[T], inputs: Sequence[T]) -> T:
+        """Dispatch."""
+        return fold.attention(self, inputs[0], inputs[1], inputs[2])
+
+
+@dataclass(frozen=True, slots=True)
+class SwiGlu(Op):
+    """``silu(gate) * up`` with ``silu(x) = x / (1 + exp(-x))`` (Shazeer, arXiv 2002.05202)."""
+
+    def accept(self, fold: Fold[T], inputs: Sequence[T]) -> T:
+        """Dispatch."""
+        return fold.swiglu(self, inputs[0], inputs[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Add(Op):
+    """The sum of two rows of one width."""
+
+    def accept(self, fold: Fold[T], inputs: Sequence[T]) -> T:
+        """Dispatch."""
+        return fold.add(self, inputs[0], inputs[1])
+
+
+class Fold(ABC, Generic[T]):
+    """One handler for each op; ``T`` is what the fold makes of a value (an array, a name, ...)."""
+
+    @abstractmethod
+    def embedding(self, op: Embedding, tokens: T) -> T:
+        """Handle ``Embedding``."""
+
+    @abstractmethod
+    def linear(self, op: Linear, x: T) -> T:
+        """Handle ``Linear``."""
+
+    @abstractmethod
+    def rms_norm(self, op: RmsNorm, x: T) -> T:
+        """Handle ``RmsNorm``."""
+
+    @abstractmethod
+    def rope(self, op: Rope, x: T) -> T:
+        """Handle ``Rope``."""
+
+    @abstractmethod
+    def attention(self, op: Attention, query: T, key: T, value: T) -> T:
+        """Handle ``Attention``."""
+
+    @abstractmethod
+    def swiglu(self, op: SwiGlu, gate: T, up: T) -> T:
+        """Handle ``SwiGlu``."""
+
+    @abstractmethod
+    def add(self, op: Add, left: T, right: T) -> T:
+        """Handle ``Add``."""
+
+
+def run(graph: Trace, fold: Fold[T], tokens: T, *, until: Value | None = None) -> T:
+    """Fold ``graph`` over its nodes in order; what no later node needs is dropped at once.
+
+    Returns what the fold made of the value ``until``, or of the graph's output; nodes after
+    ``until`` do not run.
+    """
+    target = graph.output if until is None else until
+    values: dict[int, T] = {graph.tokens.id: tokens}
+    for node, dying in zip(graph.nodes, graph.last_uses(), strict=True):
+        if target.id in values:
+            break
+        inputs = [values[value.id] for value in node.inputs]
+        for value in dying:
+            del values[value.id]
+        values[node.result.id] = node.op.accept(fold, inputs)
+    return values[target.id]
+
+
+class Graph(Trace):
+    """A traced model. Each method applies one op and checks its shape rule.
+
+    The methods raise ValueError where widths do not fit: that is a mistake in an architecture,
+    which has to refuse impossible configurations before it traces them.
+    """
+
+    def embedding(self, role: str, vocabulary: int, width: int) -> Value:
+        """Look up the tokens: the first node of a language model."""
+        weight = self._declare(role, "weight", (vocabulary, width))
+        return self._record(Embedding(weight), (self.tokens,), width)
+
+    def linear(self, x: Value, role: str, width: int, *, bias: bool = False) -> Value:
+        """Map the row to ``width`` numbers."""
+        weight = self._declare(role, "weight", (width, x.width))
+        offset = self._declare(role, "bias", (width,)) if bias else None
+        return self._record(Linear(weight, offset), (x,), width)
+
+    def rms_norm(self, x: Value, role: str, *, eps: float, groups: int = 1) -> Value:
+        """Normalise the row, or each of ``groups`` equal parts of it."""
+        weight = self._declare(role, "weight", (_divided(x.width, groups, role),))
+        return self._record(RmsNorm(weight, eps, groups), (x,), x.width)
+
+    def rope(
+        self,
+        x: Value,
+        *,
+        heads: int,
+        theta: float,
+        linear: float = 1.0,
+        factors: tuple[float, ...] = (),
+    ) -> Value:
+        """Turn every head by its position."""
+        head_dim = _divided(x.width, heads, "rope")
+        half = _divided(head_dim, 2, "rope")
+        if len(factors) not in (0, half):
+            raise ValueError(f"rope takes {half} frequency factors, got {len(factors)}")
+        return self._record(Rope(heads, head_dim, theta, linear, factors), (x,), x.width)
+
+    def attention(
+        self,
+        query: Value,
+        key: Value,
+        value: Value,
+        *,
+        heads: int,
+        kv_heads: int,
+        scale: float | None = None,
+    ) -> Value:
+        """Attend causally; adds the layer's keys and values to ``states``.
+
+        ``scale`` defaults to ``head_dim ** -0.5``.
+        """
+        head_dim = _divided(query.width, heads, "attention")
+        _divided(heads, kv_heads, "attention")
+        if key.width != kv_heads * head_dim or value.width != key.width:
+            raise ValueError(f"attention: keys and values must be {kv_heads} x {head_dim} wide")
+        if self._layer is None:
+            raise ValueError("attention belongs into a layer: its keys and values are kept there")
+        state = KvState(self._layer, kv_heads, head_dim)
+        self.states.append(state)
+        op = Attention(heads, head_dim**-0.5 if scale is None else scale, state)
+        return self._record(op, (query, key, value), query.width)
+
+    def swiglu(self, gate: Value, up: Value) -> Value:
+        """Gate ``up`` by silu of ``gate``."""
+        return self._record(SwiGlu(), (gate, up), _same(gate, up, "swiglu"))
+
+    def add(self, left: Value, right: Value) -> Value:
+        """Sum two values."""
+        return self._record(Add(), (left, right), _same(left, right, "add"))
+
+
+def rotary_weights(graph: Trace) -> dict[str, int]:
+    """Canonical names of weights (and biases) whose outputs are rotated, with the head count.
+
+    These are the ones whose row order differs between file formats: a linear that feeds a rope.
+    """
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        if not isinstance(node.op, Rope):
+            continue
+        source = graph.producer(node.inputs[0])
+        if source is not None and isinstance(source.op, Linear):
+            found.update((weight.name, node.op.heads) for weight in source.op.weights)
+    return found
+
+
+def _divided(total: int, parts: int, what: str) -> int:
+    if parts < 1 or total % parts:
+        raise ValueError(f"{what}: {total} does not divide into {parts} parts")
+    return total // parts
+
+
+def _same(left: Value, right: Value, what: str) -> int:
+    if left.width != right.width:
+        raise ValueError(f"{what}: widths {left.width} and {right.width} differ")
+    return left.width

@@ -1,0 +1,112 @@
+"""What the 32-weight packings share: the plain formulas of ggml's reference quantisers.
+
+Byte for byte: the scale is kept as the float32 quotient while codes are computed with it, and
+rounded to half precision only when it is written (and when it is used to decode).
+Importance is not used: the formula fixes the scale.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvant.packing.half import half_bytes, half_values
+from kvant.packing.spec import Bytes, Codes, Floats, Scales, empty_scales
+
+__all__ = [
+    "affine_decode",
+    "affine_encode",
+    "affine_fit",
+    "fifth_bits",
+    "nibbles",
+    "signed_max",
+    "symmetric_decode",
+    "symmetric_encode",
+    "symmetric_fit",
+    "with_fifth_bits",
+]
+
+_ONE, _ZERO = np.float32(1), np.float32(0)
+
+
+def inverse_or_zero(d: Floats) -> Floats:
+    """1 / d, and 0 for 0."""
+    return np.where(d != 0, _ONE / np.where(d != 0, d, _ONE), _ZERO)
+
+
+def signed_max(x: Floats) -> Floats:
+    """Per row the value of largest magnitude, sign kept; of equals the first."""
+    return np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)[:, 0]
+
+
+def symmetric_fit(x: Floats, half: int) -> Scales:
+    """d = (value of largest magnitude) / -half, so that it becomes code 0."""
+    scales = empty_scales(len(x))
+    scales["d"] = signed_max(x) / np.float32(-half)
+    return scales
+
+
+def symmetric_encode(x: Floats, scales: Scales, half: int) -> Codes:
+    """trunc(x / d + half + 0.5), at most 2 half - 1."""
+    t = x * inverse_or_zero(scales["d"])[:, None] + np.float32(half + 0.5)
+    return np.clip(np.trunc(t), 0, 2 * half - 1).astype(np.uint8)
+
+
+def symmetric_decode(codes: Codes, scales: Scales, half: int) -> Floats:
+    """(code - half) d."""
+    d = scales["d"].astype(np.float16).astype(np.float32)
+    return (codes.astype(np.int32) - half).astype(np.float32) * d[:, None]
+
+
+def affine_fit(x: Floats, levels: int) -> Scales:
+    """d = (max - min) / levels; ``dmin`` is the minimum itself."""
+    scales = empty_scales(len(x))
+    lo = x.min(1)
+    scales["d"] = (x.max(1) - lo) / np.float32(levels)
+    scales["dmin"] = lo
+    return scales
+
+
+def affine_encode(x: Floats, scales: Scales, levels: int) -> Codes:
+    """trunc((x - min) / d + 0.5), at most ``levels``."""
+    t = (x - scales["dmin"][:, None]) * inverse_or_zero(scales["d"])[:, None] + np.float32(0.5)
+    return np.clip(np.trunc(t), 0, levels).astype(np.uint8)
+
+
+def affine_decode(codes: Codes, scales: Scales) -> Floats:
+    """Code d + min."""
+    d = scales["d"].astype(np.float16).astype(np.float32)
+    m = scales["dmin"].astype(np.float16).astype(np.float32)
+    return codes.astype(np.float32) * d[:, None] + m[:, None]
+
+
+def nibbles(codes: Codes) -> Bytes:
+    """[n, 32] codes -> [n, 16] bytes: the first half in the low nibbles."""
+    return (codes[:, :16] & 15) | ((codes[:, 16:] & 15) << 4)
+
+
+def from_nibbles(data: Bytes) -> Codes:
+    """[n, 16] bytes -> [n, 32] codes."""
+    return np.concatenate([data & 15, data >> 4], 1)
+
+
+def fifth_bits(codes: Codes) -> Bytes:
+    """[n, 32] codes -> [n, 4] bytes: bit 4 of code i at bit i."""
+    return np.packbits((codes >> 4) & 1, axis=1, bitorder="little")
+
+
+def with_fifth_bits(codes: Codes, data: Bytes) -> Codes:
+    """Add [n, 4] bytes of fifth bits to [n, 32] codes."""
+    return codes | (np.unpackbits(data, axis=1, bitorder="little") << 4)
+
+
+def halves(scales: Scales, *fields: str) -> list[Bytes]:
+    """Header fields as bytes of half precision."""
+    return [half_bytes(scales[f]) for f in fields]
+
+
+def read_halves(data: Bytes, *fields: str) -> Scales:
+    """Scales whose ``fields`` lie as half precision at the start of each block."""
+    scales = empty_scales(len(data))
+    for i, f in enumerate(fields):
+        scales[f] = half_values(data[:, 2 * i : 2 * i + 2])
+    return scales

@@ -1,0 +1,42 @@
+"""Q4_1: 4-bit codes with one scale and one minimum per 32 weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvant.packing.plain import (
+    affine_decode,
+    affine_encode,
+    affine_fit,
+    from_nibbles,
+    halves,
+    nibbles,
+    read_halves,
+)
+from kvant.packing.spec import Bytes, Codes, Floats, Packing, Scales
+
+__all__ = ["Q4_1"]
+
+
+class Q4_1(Packing):
+    """w = d q + m, q in 0..15."""
+
+    name = "Q4_1"
+    bits = 4
+    good_for = "4 bits for weights that are not centred on zero; rows of 32"
+    block_layout = "half d, half m, 32 nibbles"
+
+    def fit(self, x: Floats, importance: Floats | None = None) -> Scales:
+        return affine_fit(x, 15)
+
+    def encode(self, x: Floats, scales: Scales) -> Codes:
+        return affine_encode(x, scales, 15)
+
+    def decode(self, codes: Codes, scales: Scales) -> Floats:
+        return affine_decode(codes, scales)
+
+    def layout(self, codes: Codes, scales: Scales) -> Bytes:
+        return np.concatenate([*halves(scales, "d", "dmin"), nibbles(codes)], 1)
+
+    def unlayout(self, data: Bytes) -> tuple[Codes, Scales]:
+        return from_nibbles(data[:, 4:]), read_halves(data, "d", "dmin")

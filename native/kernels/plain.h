@@ -35,13 +35,24 @@ static inline float signed_max32(const float* x) {
 
 static inline float inverse_or_zero(float d) { return d != 0.0f ? 1.0f / d : 0.0f; }
 
-// codes = min(trunc((x - base) * inverse + offset), TOP)
+// Whether a block has codes at all. The reciprocal overflows for a scale so small that the file
+// holds it as zero: every code decodes alike then, and zeros are what ggml writes on x86.
+static inline bool encodable(float inverse) {
+  return (float_bits(inverse) & 0x7fffffffu) < 0x7f800000u;
+}
+
+// codes = trunc((x - base) * inverse + offset), cut to 0..TOP before it becomes an integer: under
+// scales that are not the block's own it may be larger than any integer.
 template <int TOP>
 static inline void encode32(const float* x, float base, float inverse, float offset,
                             uint8_t* codes) {
+  if (!encodable(inverse)) {
+    std::memset(codes, 0, 32);
+    return;
+  }
   for (int i = 0; i < 32; ++i) {
-    const int q = int((x[i] - base) * inverse + offset);
-    codes[i] = uint8_t(q < 0 ? 0 : q > TOP ? TOP : q);
+    const float t = (x[i] - base) * inverse + offset;
+    codes[i] = uint8_t(int(t > 0.0f ? (t < float(TOP) ? t : float(TOP)) : 0.0f));
   }
 }
 

@@ -20,12 +20,16 @@ void fit(const float* x, const float*, Scales* s, int64_t blocks) {
 void encode(const float* x, const Scales* s, uint8_t* codes, int64_t blocks) {
   for (int64_t k = 0; k < blocks; ++k) {
     const float inverse = inverse_or_zero(s[k].d);
+    if (!encodable(inverse)) {
+      std::memset(codes + k * 32, 0, 32);
+      continue;
+    }
     for (int i = 0; i < 32; ++i) {
-      const float t = x[k * 32 + i] * inverse;
+      const float product = x[k * 32 + i] * inverse;
+      const float t = product > -127.0f ? (product < 127.0f ? product : 127.0f) : -127.0f;
       const int whole = int(t);
       const float rest = t - float(whole);
-      const int q = whole + (rest >= 0.5f) - (rest <= -0.5f);
-      codes[k * 32 + i] = uint8_t(q < -127 ? -127 : q > 127 ? 127 : q);
+      codes[k * 32 + i] = uint8_t(whole + (rest >= 0.5f) - (rest <= -0.5f));
     }
   }
 }

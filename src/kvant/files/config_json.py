@@ -84,7 +84,8 @@ def parse_json(raw: bytes, what: str, max_bytes: int, max_values: int = MAX_VALU
     except UnicodeDecodeError as error:
         raise fail(f"expected UTF-8, got other bytes at {error.start}") from None
     except json.JSONDecodeError as error:
-        raise fail(f"not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+        where = f"line {error.lineno} column {error.colno}"
+        raise fail(f"not JSON at {where}: {error.msg}") from None
     except RecursionError:
         raise fail(f"nested deeper than {MAX_DEPTH}") from None
     except ValueError:  # Python's own limit for the digits of an integer

@@ -32,7 +32,7 @@ from kvant.files.gguf_value import (
     uint32,
     uint64,
 )
-from kvant.files.gguf_write import TensorSpec, header_bytes, padded
+from kvant.files.gguf_write import TensorSpec, header_bytes, header_length, metadata_bytes, padded
 
 __all__ = [
     "DEFAULT_ALIGNMENT",
@@ -47,10 +47,12 @@ __all__ = [
     "float32",
     "float64",
     "header_bytes",
+    "header_length",
     "int8",
     "int16",
     "int32",
     "int64",
+    "metadata_bytes",
     "padded",
     "read_gguf",
     "read_gguf_split",

@@ -21,7 +21,7 @@ from kvant.errors import UnsupportedError
 from kvant.files.gguf_file import GgufFile
 from kvant.files.gguf_value import ITEM_DTYPES, Value, ValueType
 from kvant.files.gguf_window import AGAIN, MAX_HEADER_BYTES, MAX_STRING_BYTES, MAX_STRINGS, Window
-from kvant.files.source import open_source, quote, refuse_other_kinds
+from kvant.files.source import open_source, quote, refuse_other_kinds, show
 from kvant.files.tensor import StoredTensor
 from kvant.packing.types import BY_ID
 
@@ -47,8 +47,8 @@ MAX_KEY_BYTES = 65_535
 #: The specification says 64 for tensor names; forks went to 128.
 MAX_NAME_BYTES = 1_024
 #: Models have a few thousand tensors (experts are stacked) and some hundred keys.
-MAX_TENSORS = 100_000
-MAX_METADATA = 100_000
+MAX_TENSORS = 50_000
+MAX_METADATA = 20_000
 
 #: The least bytes of a key and value (lengths, a letter, a type, a byte) and of a tensor's entry.
 _LEAST_METADATA = 8 + 1 + 4 + 1
@@ -70,6 +70,8 @@ _SCALARS = {
     ValueType.FLOAT64: struct.Struct("<d"),
 }
 _TYPES = {int(t): t for t in ValueType}
+#: Q4_2, Q4_3, and the types repacked for ARM: gone from ggml, their numbers are not used again.
+_DROPPED_TYPES = frozenset({4, 5, 31, 32, 33, 36, 37, 38})
 _BEFORE_GGUF = {b"lmgg": "GGML", b"fmgg": "GGMF", b"tjgg": "GGJT", b"algg": "GGLA"}
 
 
@@ -231,10 +233,9 @@ def _alignment(window: Window, metadata: dict[str, Value]) -> int:
         or not 8 <= number <= MAX_ALIGNMENT
         or number & (number - 1)
     ):
-        got = number if value.type is not ValueType.ARRAY else "an array"
         raise window.fail(
             "general.alignment should be a uint32 power of two from 8 to "
-            f"{MAX_ALIGNMENT}, got {quote(str(got))} ({value.type.name.lower()}). {AGAIN}"
+            f"{MAX_ALIGNMENT}, got {show(number)} ({value.type.name.lower()}). {AGAIN}"
         )
     return number
 
@@ -255,8 +256,12 @@ def _read_tensor(window: Window, index: int) -> StoredTensor:
     storage = BY_ID.get(type_id)
     if storage is None:
         raise UnsupportedError(
-            f"{window.path}: {what} has ggml type {type_id}, which kvant does not know (or which "
-            "llama.cpp dropped). Update kvant, or convert the original model."
+            f"{window.path}: {what} has ggml type {type_id}, which "
+            + (
+                "llama.cpp has dropped. Quantise the original model again."
+                if type_id in _DROPPED_TYPES
+                else "kvant does not know. Update kvant, or fetch the file again."
+            )
         )
     if 0 in shape:
         raise window.fail(f"{what} has shape {shape}, expected no zero. {AGAIN}")

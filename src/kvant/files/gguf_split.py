@@ -22,7 +22,13 @@ __all__ = ["MAX_SHARDS", "read_gguf_split", "split_name"]
 MAX_SHARDS = 65_535
 
 _NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-_OWN = frozenset({"split.no", "split.count", "split.tensors.count", "general.alignment"})
+#: Keys that each shard has for itself.
+_OWN = frozenset(
+    {
+        *("split.no", "split.count", "split.tensors.count", "general.alignment"),
+        "kvant.tensor.xxh64",
+    }
+)
 _REMEDY = "Fetch all shards of one release, under the names they were published with."
 
 
@@ -52,14 +58,16 @@ def read_gguf_split(path: str | os.PathLike[str]) -> GgufFile:
             f"{path}: the file says it is one of {count} shards, expected a name like "
             f"{split_name('NAME', 0, min(count, MAX_SHARDS))}. {_REMEDY}"
         )
-    paths = [path.with_name(split_name(match["stem"], i, count)) for i in range(count)]
-    missing = [p for p in paths if not p.exists()]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    paths = (path.with_name(split_name(match["stem"], i, count)) for i in range(count))
+    return _merge([named if p == path else _read_shard(p, path, count) for p in paths])
+
+
+def _read_shard(path: Path, named: Path, count: int) -> GgufFile:
+    if not path.exists():
         raise FileFormatError(
-            f"{missing[0]}: this shard of {count}{more} is missing, {path.name} needs it. {_REMEDY}"
+            f"{path}: this shard of {count} is missing, {named.name} needs it. {_REMEDY}"
         )
-    return _merge([named if p == path else read_gguf(p) for p in paths])
+    return read_gguf(path)
 
 
 def _merge(parts: list[GgufFile]) -> GgufFile:

@@ -16,8 +16,8 @@ from kvant.files.source import read_exactly
 __all__ = ["AGAIN", "MAX_HEADER_BYTES", "MAX_STRINGS", "MAX_STRING_BYTES", "Window"]
 
 #: The largest published tokenizers (262,000 tokens, 580,000 merges) make headers of about 20 MB.
-#: A byte of header becomes at most four bytes of Python text, so this keeps all text under 200 MB.
-MAX_HEADER_BYTES = 48_000_000
+#: A byte of header becomes at most four bytes of Python text, so this keeps all text under 160 MB.
+MAX_HEADER_BYTES = 40_000_000
 #: A short text costs Python some 72 bytes: about 110 MB for as many as this, twice what is known.
 MAX_STRINGS = 1_500_000
 #: A chat template takes 20 kB, a licence text 40 kB.

@@ -30,10 +30,20 @@ from kvant.files.gguf_value import ITEM_DTYPES, Value, ValueType, uint32
 from kvant.files.source import quote
 from kvant.packing.types import StorageType
 
-__all__ = ["LLAMA_CPP_NAME_BYTES", "TensorSpec", "header_bytes", "padded"]
+__all__ = [
+    "LLAMA_CPP_NAME_BYTES",
+    "TensorSpec",
+    "header_bytes",
+    "header_length",
+    "metadata_bytes",
+    "padded",
+]
 
 #: ggml keeps names in 64 bytes with a terminator.
 LLAMA_CPP_NAME_BYTES = 63
+
+#: Magic, version, and the two counts.
+_FIXED_BYTES = 24
 
 _LAYOUTS = {
     ValueType.UINT8: "<B",
@@ -107,8 +117,7 @@ def header_bytes(
         raise ValueError(f"general.alignment is {stated.value!r}, the file's is {alignment}")
     _check_counts(metadata, tensors)
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
-    for key, value in metadata.items():
-        parts += [_text(key, "metadata key", MAX_KEY_BYTES), _value(key, value)]
+    parts += [metadata_bytes(metadata)]
     offsets: list[int] = []
     end = 0
     for tensor in tensors:
@@ -122,6 +131,24 @@ def header_bytes(
             "because no reader expects more. Leave out the largest metadata."
         )
     return header.ljust(padded(len(header), alignment), b"\0"), offsets
+
+
+def header_length(metadata_length: int, tensors: Sequence[TensorSpec]) -> int:
+    """Bytes that ``header_bytes`` will give for metadata of so many bytes (`metadata_bytes`)."""
+    entries = sum(len(_entry(tensor, 0)) for tensor in tensors)
+    return padded(_FIXED_BYTES + metadata_length + entries, DEFAULT_ALIGNMENT)
+
+
+def metadata_bytes(metadata: Mapping[str, Value]) -> bytes:
+    """The bytes that ``metadata`` takes in a header; its length adds up over parts of it.
+
+    Raises: as ``header_bytes``.
+    """
+    return b"".join(
+        part
+        for key, value in metadata.items()
+        for part in (_text(key, "metadata key", MAX_KEY_BYTES), _value(key, value))
+    )
 
 
 def _check_counts(metadata: Mapping[str, Value], tensors: Sequence[TensorSpec]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from kvant.errors import FileFormatError, InputError, UnsupportedError
 from kvant.files.config_json import read_json
 from kvant.files.safetensors_read import OtherTensor, SafetensorsFile, read_safetensors
-from kvant.files.source import pickle_error, quote
+from kvant.files.source import pickle_error, quote, show
 from kvant.files.tensor import StoredTensor
 
 __all__ = ["INDEX", "SINGLE", "SafetensorsFolder", "read_folder", "read_sharded"]
@@ -96,6 +96,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     for tensor, name in weight_map.items():
         plain = (
             isinstance(name, str)
+            and name.isprintable()
             and name.endswith(".safetensors")
             and not name.startswith(".")
             and not set(name) & set("/\\:\0")
@@ -103,7 +104,7 @@ def _weight_map(path: Path) -> dict[str, str]:
         )
         if not plain:
             raise FileFormatError(
-                f"{path}: tensor {quote(tensor)} is said to be in {quote(str(name))}, expected the "
+                f"{path}: tensor {quote(tensor)} is said to be in {show(name)}, expected the "
                 f"name of a .safetensors file in this folder. {_REMEDY}"
             )
     return weight_map

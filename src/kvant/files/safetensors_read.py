@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kvant.errors import FileFormatError
 from kvant.files.config_json import parse_json
-from kvant.files.source import open_source, quote, read_exactly, refuse_other_kinds
+from kvant.files.source import open_source, quote, read_exactly, refuse_other_kinds, show
 from kvant.files.tensor import StoredTensor
 from kvant.packing.types import BY_NAME
 
@@ -101,8 +101,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
             refuse_other_kinds(path, head, "safetensors")
         if size < 8 + _LEAST_HEADER or not _LEAST_HEADER <= length <= size - 8:
             raise FileFormatError(
-                f"{path}: the header should take 2 to {max(size - 8, 0)} bytes, got {length}. "
-                "It is no safetensors file, or truncated; fetch it again."
+                f"{path}: the header claims {length} bytes, expected at least 2 and an end before "
+                f"byte {size}, where the file ends. It is truncated or damaged; fetch it again."
             )
         if length > MAX_HEADER_BYTES:
             raise FileFormatError(
@@ -146,7 +146,7 @@ class _Entry:
 def _metadata(path: Path, value: object) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise FileFormatError(
-            f"{path}: __metadata__ should map texts to texts, got something else. {_AGAIN}"
+            f"{path}: __metadata__ should map texts to texts, got {show(value)}. {_AGAIN}"
         )
     return value
 
@@ -158,22 +158,21 @@ def _entry(path: Path, name: str, info: object) -> _Entry:
     if not name:
         raise fail("has no name")
     if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:
-        raise fail("should have a dtype, a shape and data_offsets, got something else")
+        raise fail(f"should have a dtype, a shape and data_offsets, got {show(info)}")
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     if not isinstance(dtype, str) or not _DTYPE_NAME.fullmatch(dtype):
-        raise fail(f"should have a dtype such as 'F16', got {quote(str(dtype), 40)}")
+        raise fail(f"should have a dtype such as 'F16', got {show(dtype)}")
     if not _are_sizes(shape, MAX_DIMENSIONS):
         raise fail(
-            f"should have a shape of at most {MAX_DIMENSIONS} sizes below 2^63, "
-            f"got {quote(str(shape), 80)}"
+            f"should have a shape of at most {MAX_DIMENSIONS} sizes below 2^63, got {show(shape)}"
         )
     if not _are_sizes(offsets, 2) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise fail(f"should have data_offsets [begin, end], got {quote(str(offsets), 80)}")
+        raise fail(f"should have data_offsets [begin, end], got {show(offsets)}")
     begin, end = offsets
     # The size of a dtype that is not known cannot be checked; nobody will read the tensor.
     if dtype in BITS and 8 * (end - begin) != (bits := math.prod(shape) * BITS[dtype]):
         raise fail(
-            f"of shape {quote(str(shape), 80)} and dtype {dtype} takes {bits / 8:.0f} bytes, "
+            f"of shape {show(shape)} and dtype {dtype} takes {show(-(-bits // 8))} bytes, "
             f"its data_offsets say {end - begin}"
         )
     return _Entry(name, dtype, tuple(shape), begin, end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from kvant.errors import FileFormatError, InputError, UnsupportedError
 
-__all__ = ["open_source", "pickle_error", "quote", "read_exactly", "refuse_other_kinds"]
+__all__ = ["open_source", "pickle_error", "quote", "read_exactly", "refuse_other_kinds", "show"]
 
 _SAFETENSORS_REMEDY = (
     "Get the safetensors version of the model, or make one where you trust the file: "
@@ -25,6 +26,14 @@ def quote(text: str, limit: int = 80) -> str:
     and a name of a megabyte must not become a message of a megabyte.
     """
     return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text)} characters)"
+
+
+def show(value: object) -> str:
+    """Any value read from JSON as it may stand in a message: escaped, and cut at every level."""
+    short = reprlib.Repr()
+    short.maxlist = short.maxdict = 8
+    short.maxstring = 60
+    return short.repr(value)
 
 
 @contextmanager

@@ -57,17 +57,24 @@ class StoredTensor:
         """Bytes of the whole tensor."""
         return self.rows * self.row_bytes
 
-    def read_rows(self, fd: int, start: int, stop: int) -> npt.NDArray[np.uint8]:
+    def read_rows(
+        self, fd: int, start: int, stop: int, out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
         """Read rows ``start`` to ``stop`` by positioned reads from the open descriptor ``fd``.
 
-        Returns a fresh uint8 array [stop - start, row_bytes]. Positioned reads share nothing, so
-        any number of threads may use one descriptor.
+        Returns a uint8 array [stop - start, row_bytes]: the start of ``out``, a flat buffer that
+        is large enough, or a fresh one. Positioned reads share nothing, so any number of threads
+        may use one descriptor.
 
         Raises:
             FileFormatError: the file has shrunk since it was opened.
             InputError: the disk failed.
         """
-        out = np.empty((stop - start, self.row_bytes), np.uint8)
+        shape = (stop - start, self.row_bytes)
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        else:
+            out = out[: shape[0] * shape[1]].reshape(shape)
         view = out.data.cast("B") if out.size else memoryview(b"")
         position = self.offset + start * self.row_bytes
         done = 0

@@ -70,7 +70,7 @@ class Op(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One step: ``op`` applied to ``inputs`` gives ``result``. ``layer`` None: outside the layers."""
+    """One step: ``op`` applied to ``inputs`` gives ``result``; layer None is outside the layers."""
 
     op: Op
     inputs: tuple[Value, ...]

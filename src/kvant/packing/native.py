@@ -94,19 +94,29 @@ def dequantize(name: str, data: Bytes) -> Floats:
 
 
 def convert_rows(
-    source: str, target: str, data: Bytes, columns: int, importance: Floats | None = None
+    source: str,
+    target: str,
+    data: Bytes,
+    columns: int,
+    importance: Floats | None = None,
+    out: Bytes | None = None,
 ) -> Bytes:
     """Convert rows of ``columns`` weights from one type to another, through float32.
 
     ``importance`` is float32 [columns], >= 0 and of the order of one; without it all weights of a
-    row count alike. Releases the interpreter lock; uses one thread.
+    row count alike. The result is uint8 [rows, row bytes], in ``out`` if given (flat, large
+    enough). Releases the interpreter lock; uses one thread.
 
     Raises:
         BadWeight: a weight is NaN or infinite, or beyond 65504 where the target keeps halves.
         UnsupportedError: a type kvant does not know.
     """
     s, t = _storage(source), _storage(target)
-    out = np.empty((data.shape[0], t.row_bytes(columns)), np.uint8)
+    shape = (data.shape[0], t.row_bytes(columns))
+    if out is None:
+        out = np.empty(shape, np.uint8)
+    else:
+        out = out[: shape[0] * shape[1]].reshape(shape)
     bad = _core.quantize(s.id, t.id, data, out, columns, importance)
     if bad is not None:
         raise BadWeight(*bad)

@@ -18,6 +18,7 @@ __all__ = [
     "affine_fit",
     "fifth_bits",
     "nibbles",
+    "scaled",
     "signed_max",
     "symmetric_decode",
     "symmetric_encode",
@@ -29,8 +30,20 @@ _ONE, _ZERO = np.float32(1), np.float32(0)
 
 
 def inverse_or_zero(d: Floats) -> Floats:
-    """1 / d, and 0 for 0."""
-    return np.where(d != 0, _ONE / np.where(d != 0, d, _ONE), _ZERO)
+    """1 / d, and 0 for 0; infinite where d is too small to invert (see `scaled`)."""
+    with np.errstate(over="ignore"):
+        return np.where(d != 0, _ONE / np.where(d != 0, d, _ONE), _ZERO)
+
+
+def scaled(x: Floats, d: Floats, offset: float = 0.0) -> Floats:
+    """x (1 / d) + offset; zeros in blocks without codes.
+
+    The reciprocal overflows for a scale so small that the file holds it as zero: every code
+    decodes alike then, and zeros are what ggml writes on x86.
+    """
+    inverse = inverse_or_zero(d)[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):  # under scales that are not the block's own
+        return np.where(np.isfinite(inverse), x * inverse + np.float32(offset), _ZERO)
 
 
 def signed_max(x: Floats) -> Floats:
@@ -47,7 +60,7 @@ def symmetric_fit(x: Floats, half: int) -> Scales:
 
 def symmetric_encode(x: Floats, scales: Scales, half: int) -> Codes:
     """trunc(x / d + half + 0.5), at most 2 half - 1."""
-    t = x * inverse_or_zero(scales["d"])[:, None] + np.float32(half + 0.5)
+    t = scaled(x, scales["d"], half + 0.5)
     return np.clip(np.trunc(t), 0, 2 * half - 1).astype(np.uint8)
 
 
@@ -68,7 +81,7 @@ def affine_fit(x: Floats, levels: int) -> Scales:
 
 def affine_encode(x: Floats, scales: Scales, levels: int) -> Codes:
     """trunc((x - min) / d + 0.5), at most ``levels``."""
-    t = (x - scales["dmin"][:, None]) * inverse_or_zero(scales["d"])[:, None] + np.float32(0.5)
+    t = scaled(x - scales["dmin"][:, None], scales["d"], 0.5)
     return np.clip(np.trunc(t), 0, levels).astype(np.uint8)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvant.packing.plain import halves, inverse_or_zero, read_halves
+from kvant.packing.plain import halves, read_halves, scaled
 from kvant.packing.spec import Bytes, Codes, Floats, Packing, Scales, empty_scales
 
 __all__ = ["Q8_0"]
@@ -24,11 +24,11 @@ class Q8_0(Packing):
         return scales
 
     def encode(self, x: Floats, scales: Scales) -> Codes:
-        t = x * inverse_or_zero(scales["d"])[:, None]
+        t = np.clip(scaled(x, scales["d"]), -127, 127)
         whole = np.trunc(t)
         rest = t - whole  # exact, so that halves round away from zero without a second rounding
         q = whole + (rest >= 0.5) - (rest <= -0.5)
-        return np.clip(q, -127, 127).astype(np.int8).view(np.uint8)
+        return q.astype(np.int8).view(np.uint8)
 
     def decode(self, codes: Codes, scales: Scales) -> Floats:
         d = scales["d"].astype(np.float16).astype(np.float32)

@@ -1,0 +1,235 @@
+"""Config fields that know where they stand: the Hugging Face key, the GGUF keys, the bounds.
+
+Configs come from files that may be hostile, so every number has a bound; the bounds are generous
+(ten times the largest published model) and keep what follows from allocating absurd amounts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvant.errors import FileFormatError
+from kvant.files.gguf import GgufFile, Value, float32, uint32
+from kvant.files.source import quote
+
+__all__ = [
+    "Done",
+    "Field",
+    "GgufSource",
+    "HfSource",
+    "Real",
+    "count",
+    "field",
+    "flag",
+    "got",
+    "real",
+    "vocabulary",
+]
+
+Done = Mapping[str, Any]
+"""The fields read so far, by name."""
+_REMEDY = "Correct it, or fetch the file again."
+
+
+@dataclass(frozen=True, slots=True)
+class HfSource:
+    """A config.json; ``where`` names it in messages."""
+
+    where: str
+    values: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class GgufSource:
+    """A GGUF file and the prefix of its architecture's keys."""
+
+    file: GgufFile
+    prefix: str
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return str(self.file.path)
+
+    @property
+    def values(self) -> dict[str, object]:
+        """The architecture's keys, without the prefix."""
+        start = f"{self.prefix}."
+        found = self.file.metadata.items()
+        return {key.removeprefix(start): v.value for key, v in found if key.startswith(start)}
+
+
+class Field(ABC):
+    """One entry of a config: reads itself from either format and writes itself to GGUF."""
+
+    hf_keys: tuple[str, ...]
+    gguf_keys: tuple[str, ...]
+    """Without the architecture's prefix."""
+
+    @abstractmethod
+    def from_hf(self, source: HfSource, done: Done) -> Any:
+        """The value in a config.json."""
+
+    @abstractmethod
+    def from_gguf(self, source: GgufSource, done: Done) -> Any:
+        """The value in a GGUF file."""
+
+    @abstractmethod
+    def to_gguf(self, value: Any) -> dict[str, Value]:
+        """The metadata that says ``value``."""
+
+
+class _Number(Field):
+    """A number with bounds under one Hugging Face key and any number of equal GGUF keys."""
+
+    def __init__(
+        self,
+        hf: str,
+        gguf: tuple[str, ...],
+        bounds: tuple[float, float],
+        default: Callable[[Done], object] | None,
+    ) -> None:
+        self.hf_keys, self.gguf_keys, self.bounds = (hf,), gguf, bounds
+        self.default = default
+
+    @abstractmethod
+    def check(self, value: object, where: str, key: str) -> Any:
+        """``value`` as the right type and within the bounds, or FileFormatError."""
+
+    def from_hf(self, source: HfSource, done: Done) -> Any:
+        key = self.hf_keys[0]
+        value = source.values.get(key)
+        if value is None and self.default is not None:
+            value = self.default(done)
+        return self.check(value, source.where, key)
+
+    def from_gguf(self, source: GgufSource, done: Done) -> Any:
+        values = source.values
+        stated = [(key, values[key]) for key in self.gguf_keys if key in values]
+        if not stated:
+            value = None if self.default is None else self.default(done)
+            stated = [(self.gguf_keys[0], value)]
+        checked = [self.check(value, source.where, f"{source.prefix}.{k}") for k, value in stated]
+        if any(value != checked[0] for value in checked):
+            listed = ", ".join(f"{source.prefix}.{key} = {value}" for key, value in stated)
+            raise FileFormatError(f"{source.where}: expected one value, got {listed}. {_REMEDY}")
+        return checked[0]
+
+
+class Count(_Number):
+    """A whole number from 1 to a bound."""
+
+    def check(self, value: object, where: str, key: str) -> int:
+        """See the base."""
+        low, high = map(int, self.bounds)
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        expected = f"a whole number from {low} to {high}"
+        raise FileFormatError(f"{where}: {key!r} should be {expected}, {got(value)}. {_REMEDY}")
+
+    def to_gguf(self, value: Any) -> dict[str, Value]:
+        """See the base."""
+        return {key: uint32(value) for key in self.gguf_keys}
+
+
+class Vocabulary(Count):
+    """The number of tokens; many GGUF files say it only by their list of tokens or embedding."""
+
+    def from_gguf(self, source: GgufSource, done: Done) -> Any:
+        """See the base."""
+        if self.gguf_keys[0] in source.values:
+            return super().from_gguf(source, done)
+        embedding = source.file.tensors.get("token_embd.weight")
+        rows = embedding.rows if embedding is not None else 1
+        tokens = len(source.file.get_strings("tokenizer.ggml.tokens", []))
+        return self.check(tokens or rows, source.where, "tokenizer.ggml.tokens")
+
+
+class Real(_Number):
+    """A finite number above the lower bound, up to the upper one."""
+
+    def check(self, value: object, where: str, key: str) -> float:
+        """See the base."""
+        low, high = self.bounds
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and low < value <= high:
+            return float(value)
+        expected = f"a number above {low:g}, at most {high:g}"
+        raise FileFormatError(f"{where}: {key!r} should be {expected}, {got(value)}. {_REMEDY}")
+
+    def to_gguf(self, value: Any) -> dict[str, Value]:
+        """See the base."""
+        return {key: float32(value) for key in self.gguf_keys}
+
+
+class Flag(Field):
+    """A truth value. GGUF has no key for it: it shows in a tensor being there, or not."""
+
+    def __init__(self, hf: str, tensor: str, present: bool) -> None:
+        self.hf_keys, self.gguf_keys = (hf,), ()
+        self.tensor, self.present = tensor, present
+
+    def from_hf(self, source: HfSource, done: Done) -> bool:
+        """False where the key is missing, as transformers has it for all of these."""
+        key = self.hf_keys[0]
+        value = source.values.get(key)
+        if value is None:
+            return False
+        if not isinstance(value, bool):
+            raise FileFormatError(
+                f"{source.where}: {key!r} should be true or false, {got(value)}. {_REMEDY}"
+            )
+        return value
+
+    def from_gguf(self, source: GgufSource, done: Done) -> bool:
+        """Whether the tensor is there, or is not."""
+        return (self.tensor in source.file.tensors) == self.present
+
+    def to_gguf(self, value: Any) -> dict[str, Value]:
+        """Nothing: the tensors say it."""
+        return {}
+
+
+def count(hf: str, *gguf: str, most: int, default: Callable[[Done], object] | None = None) -> Any:
+    """A dataclass field holding a whole number.
+
+    Args:
+        hf: its key in config.json.
+        gguf: its keys in GGUF, without prefix; all that are there must agree.
+        most: the upper bound.
+        default: its value, from the fields before it, where the key is missing.
+    """
+    return field(Count(hf, gguf, (1, most), default))
+
+
+def vocabulary(hf: str, gguf: str, *, most: int) -> Any:
+    """A dataclass field holding the number of tokens."""
+    return field(Vocabulary(hf, (gguf,), (1, most), None))
+
+
+def real(hf: str, *gguf: str, above: float, most: float) -> Any:
+    """A dataclass field holding a number that must be stated."""
+    return field(Real(hf, gguf, (above, most), None))
+
+
+def flag(hf: str, *, tensor: str, present: bool = True) -> Any:
+    """A dataclass field that is true in GGUF where ``tensor`` is there (or is not)."""
+    return field(Flag(hf, tensor, present))
+
+
+def field(described: Field) -> Any:
+    """The dataclass field for ``described``."""
+    return dataclasses.field(metadata={"field": described})
+
+
+def got(value: object) -> str:
+    """What was found, for a message."""
+    if value is None:
+        return "it is missing"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"got {value}"
+    return f"got {quote(value, 40) if isinstance(value, str) else quote(str(value), 40)}"

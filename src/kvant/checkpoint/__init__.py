@@ -1,0 +1,47 @@
+"""A trained model on disk, opened and checked: the one way in, whatever its format.
+
+::
+
+    checkpoint.py    Checkpoint; matching stored tensors with the weights the graph declares
+    open_folder.py   Hugging Face folders        open_gguf.py   GGUF files
+    names.py         role -> Hugging Face name   weights.py     rows of a weight, in either order
+    info.py          ModelInfo, from card.py (front matter) and model_name.py (the convention)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvant.checkpoint.checkpoint import Checkpoint, StorageCount
+from kvant.checkpoint.info import ModelInfo, Origin
+from kvant.checkpoint.open_folder import open_folder
+from kvant.checkpoint.open_gguf import open_gguf
+from kvant.checkpoint.weights import Rotary, Weight, check_finite, rotary_row_order
+
+__all__ = [
+    "Checkpoint",
+    "ModelInfo",
+    "Origin",
+    "Rotary",
+    "StorageCount",
+    "Weight",
+    "check_finite",
+    "open_checkpoint",
+    "rotary_row_order",
+]
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """Open a Hugging Face folder or a GGUF file (any shard of a split one).
+
+    Reads configs and headers only, and checks that every weight the architecture needs is there
+    with the right shape and a type that can be decoded.
+
+    Raises:
+        InputError: there is nothing at ``source``, or it may not be read.
+        FileFormatError: a file is damaged, or config and weights do not agree.
+        UnsupportedError: an architecture, config value, tensor or type kvant does not know, or
+            a pickle checkpoint, which is never loaded.
+    """
+    path = Path(source)
+    return open_folder(path) if path.is_dir() else open_gguf(path)

@@ -1,0 +1,1 @@
+"""Writing models in the formats runtimes load: one folder a target."""

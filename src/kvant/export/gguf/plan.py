@@ -1,0 +1,316 @@
+"""What will be written, to the byte, before any weight is read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant.arch import RowOrder
+from kvant.checkpoint import Checkpoint, Weight, rotary_row_order
+from kvant.errors import UsageError
+from kvant.files.gguf import (
+    DEFAULT_ALIGNMENT,
+    TensorSpec,
+    Value,
+    ValueType,
+    array,
+    header_bytes,
+    header_length,
+    int32,
+    metadata_bytes,
+    padded,
+    split_name,
+    string,
+    strings,
+    uint16,
+    uint32,
+)
+from kvant.packing import get
+from kvant.quant.assign import Assignment, Slot, assign, parse_override
+from kvant.quant.recipe import ModelShape, Recipe
+from kvant.version import __version__
+
+__all__ = [
+    "CHECKSUMS",
+    "ModelKeys",
+    "Plan",
+    "PlannedTensor",
+    "Shard",
+    "model_metadata",
+    "plan_export",
+]
+
+CHECKSUMS = "kvant.tensor.xxh64"
+"""Metadata key: the XXH64 of each tensor's bytes in file order, as llama-gguf-hash computes it."""
+
+_QUANTISATION_VERSION = 2  # of ggml's block layouts, unchanged since May 2023
+
+# Keys of a GGUF source that do not describe the model but that one file.
+_OF_ONE_FILE = re.compile(
+    r"split\.|kvant\.|quantize\.|general\.(file_type|quantization_version|alignment)$"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One tensor of the output: its packing, and where its weights come from."""
+
+    assignment: Assignment
+    weight: Weight | None
+    values: npt.NDArray[np.float32] | None = None
+    row_order: npt.NDArray[np.intp] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name in the file."""
+        return self.assignment.slot.name
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Name, type and shape as the header says them."""
+        storage = get(self.assignment.packing).storage
+        return TensorSpec(self.name, storage, self.assignment.slot.shape)
+
+    @property
+    def source_type(self) -> str:
+        """Storage type in the source."""
+        return self.weight.stored.type.name if self.weight else "F32"
+
+    @property
+    def requantised(self) -> bool:
+        """Whether weights that were quantised already are quantised once more."""
+        quantised = self.source_type not in ("F32", "F16", "BF16")
+        return quantised and self.source_type != self.assignment.packing
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The tensors of one file, its metadata without checksums, and its exact size in bytes."""
+
+    tensors: tuple[PlannedTensor, ...]
+    metadata: Mapping[str, Value]
+    size: int
+
+    def header(self, checksums: Sequence[int] | None = None) -> tuple[bytes, list[int]]:
+        """The header and each tensor's offset in the file; checksums are zero if not given."""
+        sums = np.zeros(len(self.tensors), np.uint64)
+        sums[:] = 0 if checksums is None else checksums
+        keys = {**self.metadata, CHECKSUMS: array(ValueType.UINT64, sums)}
+        header, offsets = header_bytes(keys, [t.spec for t in self.tensors])
+        return header, [len(header) + offset for offset in offsets]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about an export but the weights."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    overrides: tuple[str, ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def tensors(self) -> tuple[PlannedTensor, ...]:
+        """All tensors in file order."""
+        return tuple(t for s in self.shards for t in s.tensors)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(s.size for s in self.shards)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights written."""
+        return sum(math.prod(t.assignment.slot.shape) for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Tensor bits over weights; metadata not counted."""
+        return 8 * sum(t.spec.nbytes for t in self.tensors) / self.weights
+
+    def file_names(self, name: str) -> list[str]:
+        """What the files are called when the model is called ``name`` (with ``.gguf``)."""
+        if len(self.shards) == 1:
+            return [name]
+        stem = name.removesuffix(".gguf")
+        return [split_name(stem, i, len(self.shards)) for i in range(len(self.shards))]
+
+
+def plan_export(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    split_size: int | None = None,
+    model: ModelKeys | None = None,
+) -> Plan:
+    """Decide every tensor's packing and every byte of the header but the checksums.
+
+    Args:
+        checkpoint: the model.
+        recipe: which packing each tensor gets.
+        overrides: ``REGEX=PACKING`` texts that go before the recipe.
+        split_size: bytes a file may hold before the next one is begun.
+        model: the model's keys if they are known already (`model_metadata`); computing them
+            reads the tokenizer.
+
+    Raises:
+        UsageError: an override or the split size does not suit the model.
+        InputError: the tokenizer cannot be carried over.
+    """
+    parsed = [parse_override(text) for text in overrides]
+    sources = {t.slot.name: t for t in _sources(checkpoint)}
+    slots = [s.slot for s in sources.values()]
+    tensors = [
+        PlannedTensor(a, sources[a.slot.name].weight, sources[a.slot.name].values)
+        for a in assign(recipe, slots, _model_shape(checkpoint), parsed)
+    ]
+    tensors = [replace(t, row_order=_row_order(checkpoint, t.weight)) for t in tensors]
+    if model is None:
+        model = model_metadata(checkpoint)
+    keys = _recipe_metadata(recipe, overrides)
+    shards = tuple(_shards(tensors, model, keys, split_size))
+    return Plan(checkpoint, recipe, tuple(overrides), shards)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKeys:
+    """Metadata that does not depend on the recipe, and the bytes it takes in a header."""
+
+    values: Mapping[str, Value]
+    length: int
+
+
+def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) -> ModelKeys:
+    """The keys that do not depend on the recipe: name and origin, config, tokenizer.
+
+    A GGUF source's own keys are kept as they are, but for those about that one file.
+
+    Raises:
+        InputError: the tokenizer cannot be read, or llama.cpp's name of its pre-tokenizer cannot
+            be determined and was not given.
+    """
+    if checkpoint.gguf is not None:
+        source = checkpoint.gguf.metadata
+        return _model_keys({k: v for k, v in source.items() if not _OF_ONE_FILE.match(k)})
+    keys = checkpoint.architecture.to_gguf(checkpoint.config)
+    keys = {
+        "general.architecture": keys["general.architecture"],
+        **checkpoint.info.to_gguf(),
+        **keys,
+    }
+    tokenizer = checkpoint.tokenizer(pre=pre_tokenizer)
+    if tokenizer is not None:
+        from kvant.tokenizer.gguf_meta import to_metadata
+
+        keys.update(to_metadata(tokenizer))
+    return _model_keys(keys)
+
+
+def _model_keys(values: Mapping[str, Value]) -> ModelKeys:
+    return ModelKeys(values, len(metadata_bytes(values)))
+
+
+def _recipe_metadata(recipe: Recipe, overrides: Sequence[str]) -> dict[str, Value]:
+    keys = {
+        "general.file_type": uint32(recipe.file_type),
+        "kvant.version": string(__version__),
+        "kvant.recipe": string(recipe.name),
+    }
+    if recipe.quantised:
+        keys["general.quantization_version"] = uint32(_QUANTISATION_VERSION)
+        keys["kvant.method"] = string("scale search")
+    if overrides:
+        keys["kvant.recipe.overrides"] = strings(overrides)
+    return keys
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    slot: Slot
+    weight: Weight | None = None
+    values: npt.NDArray[np.float32] | None = None
+
+
+def _sources(checkpoint: Checkpoint) -> Iterator[_Source]:
+    refs = checkpoint.graph.weights
+    for name, weight in checkpoint.weights.items():
+        yield _Source(Slot(name, refs[name].role, refs[name].layer, weight.shape), weight)
+    for name, values in checkpoint.architecture.extra_tensors(checkpoint.config).items():
+        yield _Source(Slot(name, name.split(".")[0], None, values.shape), None, values)
+
+
+def _model_shape(checkpoint: Checkpoint) -> ModelShape:
+    c = checkpoint.config
+    return ModelShape(
+        architecture=checkpoint.architecture.name,
+        layers=c.num_hidden_layers,
+        queries_per_kv_head=c.num_attention_heads // c.num_key_value_heads,
+        tied_output=c.tie_word_embeddings,
+    )
+
+
+def _row_order(checkpoint: Checkpoint, weight: Weight | None) -> npt.NDArray[np.intp] | None:
+    """Where the rows of one head come from, if this file format has them in another order."""
+    wanted: RowOrder = checkpoint.architecture.gguf_rows
+    if weight is None or weight.rotary is None or weight.rotary.order == wanted:
+        return None
+    rows = weight.shape[0] // weight.rotary.heads
+    return rotary_row_order(rows, 1, weight.rotary.order, wanted)
+
+
+def _shards(
+    tensors: Sequence[PlannedTensor],
+    model: ModelKeys,
+    recipe_keys: Mapping[str, Value],
+    split_size: int | None,
+) -> Iterator[Shard]:
+    groups = _groups(tensors, split_size)
+    for number, group in enumerate(groups):
+        own: dict[str, Value] = {}
+        if len(groups) > 1:
+            own["split.no"] = uint16(number)
+            own["split.count"] = uint16(len(groups))
+            own["split.tensors.count"] = int32(len(tensors))
+        sums = {CHECKSUMS: array(ValueType.UINT64, np.zeros(len(group), np.uint64))}
+        length = len(metadata_bytes({**own, **sums}))
+        if number == 0:  # the other shards only say which part they are
+            own = {**model.values, **recipe_keys, **own}
+            length += model.length + len(metadata_bytes(recipe_keys))
+        yield Shard(tuple(group), own, _file_size(group, length))
+
+
+def _file_size(tensors: Sequence[PlannedTensor], metadata_length: int) -> int:
+    """Exact bytes of a file: header, tensors and padding."""
+    header = header_length(metadata_length, [t.spec for t in tensors])
+    return header + sum(padded(t.spec.nbytes, DEFAULT_ALIGNMENT) for t in tensors)
+
+
+def _groups(tensors: Sequence[PlannedTensor], split_size: int | None) -> list[list[PlannedTensor]]:
+    """Tensors in order, a new group whenever the next one would pass ``split_size``."""
+    groups: list[list[PlannedTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        nbytes = padded(tensor.spec.nbytes, DEFAULT_ALIGNMENT)
+        if split_size is not None and nbytes > split_size:
+            raise UsageError(
+                f"--split-size {split_size} bytes is less than tensor {tensor.name} takes "
+                f"({nbytes} bytes); a tensor cannot be split. Allow at least that."
+            )
+        if split_size is not None and groups[-1] and filled + nbytes > split_size:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += nbytes
+    if len(groups) > 65_535:
+        raise UsageError(
+            f"--split-size {split_size} gives {len(groups)} files, GGUF allows 65535; "
+            "use a larger size."
+        )
+    return groups

@@ -1,0 +1,1 @@
+"""Which packing each tensor gets, and how it is quantised."""

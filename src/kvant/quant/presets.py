@@ -1,0 +1,175 @@
+"""The recipes everyone knows by name: llama.cpp's presets over the packings kvant has.
+
+The rules reproduce llama.cpp's choice tensor by tensor (src/llama-quant.cpp), so that a file named
+Q4_K_M has the layout people expect of that name. Facts that shaped them: the value projection and
+the down projection of the feed-forward lose most when quantised; the output matrix is read for
+every token and decides between near-equal words.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from kvant.errors import UsageError
+from kvant.packing.spec import PrecisionClass
+from kvant.quant.recipe import Recipe, Rule
+
+__all__ = ["PRESETS", "preset"]
+
+# The value projection; where query, key and value are one tensor, that one.
+_VALUE = ("attn_v", "attn_qkv")
+
+
+def _k(
+    name: str,
+    base: str,
+    good_for: str,
+    file_type: int,
+    precision_class: PrecisionClass,
+    *rules: Rule,
+) -> Recipe:
+    """A recipe whose output matrix is kept at Q6_K, or at Q8_0 where rows do not fill blocks."""
+    return Recipe(
+        name,
+        base,
+        good_for,
+        file_type,
+        precision_class,
+        output="Q6_K",
+        output_fallback="Q8_0",
+        rules=rules,
+    )
+
+
+PRESETS: tuple[Recipe, ...] = (
+    _k(
+        "Q2_K",
+        "Q2_K",
+        "extreme limits: the smallest that still writes sentences",
+        10,
+        "ultra-low",
+        Rule("Q4_K", _VALUE, min_queries_per_kv_head=4),
+        Rule("Q3_K", (*_VALUE, "ffn_down", "attn_output")),
+    ),
+    _k(
+        "Q2_K_S",
+        "Q2_K",
+        "research: two bits nearly everywhere",
+        21,
+        "ultra-low",
+        Rule("Q4_K", _VALUE, min_queries_per_kv_head=4),
+        Rule("Q4_K", ("ffn_down",), "first 1/8"),
+    ),
+    _k(
+        "Q3_K_S",
+        "Q3_K",
+        "small devices, three bits everywhere",
+        11,
+        "low",
+    ),
+    _k(
+        "Q3_K_M",
+        "Q3_K",
+        "small devices: three bits, more where it matters",
+        12,
+        "low",
+        Rule("Q5_K", _VALUE, "first 2"),
+        Rule("Q4_K", (*_VALUE, "attn_output")),
+        Rule("Q5_K", ("ffn_down",), "first 1/16"),
+        Rule("Q4_K", ("ffn_down",)),
+    ),
+    _k(
+        "Q3_K_L",
+        "Q3_K",
+        "small devices, the larger three bits",
+        13,
+        "low",
+        Rule("Q5_K", (*_VALUE, "attn_output", "ffn_down")),
+    ),
+    _k(
+        "Q4_0",
+        "Q4_0",
+        "four bits for runtimes with only basic kernels",
+        2,
+        "low",
+    ),
+    _k(
+        "Q4_1",
+        "Q4_1",
+        "four bits with minima, for old runtimes",
+        3,
+        "low",
+    ),
+    _k(
+        "Q4_K_S",
+        "Q4_K",
+        "phones: four bits, the smaller choice",
+        14,
+        "low",
+        Rule("Q5_K", _VALUE, "first 4"),
+        Rule("Q5_K", ("ffn_down",), "first 1/8"),
+    ),
+    _k(
+        "Q4_K_M",
+        "Q4_K",
+        "phones and laptops: the usual balance of size and quality",
+        15,
+        "low",
+        Rule("Q6_K", (*_VALUE, "ffn_down"), "more"),
+    ),
+    _k(
+        "Q5_0",
+        "Q5_0",
+        "five bits for runtimes with only basic kernels",
+        8,
+        "medium",
+    ),
+    _k(
+        "Q5_1",
+        "Q5_1",
+        "five bits with minima, for old runtimes",
+        9,
+        "medium",
+    ),
+    _k(
+        "Q5_K_S",
+        "Q5_K",
+        "productivity: five bits everywhere",
+        16,
+        "medium",
+    ),
+    _k(
+        "Q5_K_M",
+        "Q5_K",
+        "productivity: a loss that is hard to notice",
+        17,
+        "medium",
+        Rule("Q6_K", (*_VALUE, "ffn_down"), "more"),
+    ),
+    _k(
+        "Q6_K",
+        "Q6_K",
+        "almost the original at two fifths of 16 bits",
+        18,
+        "medium",
+    ),
+    Recipe("Q8_0", "Q8_0", "near the original; to compare smaller levels with", 7, "medium"),
+    Recipe("F16", "F16", "unquantised, for runtimes without bfloat16", 1, "full"),
+    Recipe("BF16", "BF16", "unquantised, as most checkpoints are published", 32, "full"),
+    Recipe("F32", "F32", "unquantised single precision: references", 0, "full"),
+)
+
+
+def preset(name: str) -> Recipe:
+    """The preset called ``name``, in any case.
+
+    Raises:
+        UsageError: there is none; the message names the nearest.
+    """
+    by_name = {r.name: r for r in PRESETS}
+    wanted = name.upper().replace("-", "_")
+    if wanted in by_name:
+        return by_name[wanted]
+    near = difflib.get_close_matches(wanted, by_name, 1, 0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UsageError(f"There is no recipe called {name!r}; kvant knows {', '.join(by_name)}.{hint}")

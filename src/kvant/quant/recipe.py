@@ -1,0 +1,136 @@
+"""Recipes: which packing each tensor gets, as data.
+
+A recipe is a packing for everything, rules that lift or lower some tensors by role, layer position
+and shape, and an optional map of single tensors, which is what a search writes. The first rule
+that fits a tensor decides; the map goes before the rules.
+
+    Recipe("Q4_K_M", base="Q4_K", rules=(
+        Rule("Q6_K", roles=("attn_v", "ffn_down"), layers="more"),
+    ))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kvant.packing.spec import PrecisionClass
+
+__all__ = ["LayerSet", "ModelShape", "Recipe", "Rule"]
+
+LayerSet = Literal["all", "first 2", "first 4", "first 1/8", "first 1/16", "more"]
+"""Layer positions a rule may name. "more" is the first and last eighth and every third between:
+llama.cpp's choice of layers that repay more bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What rules may ask about a model."""
+
+    architecture: str
+    layers: int
+    queries_per_kv_head: int
+    tied_output: bool
+
+    @property
+    def is_70b(self) -> bool:
+        """Llama-2-70B and its like: 80 layers with shared keys and values."""
+        return self.layers == 80 and (
+            self.architecture == "qwen2"
+            or (self.architecture == "llama" and self.queries_per_kv_head > 1)
+        )
+
+
+_LIFT_70B = {"Q3_K": "Q5_K", "Q4_K": "Q5_K"}
+"""In those models the value projection is an eighth of the query's: bits for it cost nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """``packing`` for tensors of these ``roles`` in these ``layers``.
+
+    ``min_queries_per_kv_head`` restricts the rule to models whose key and value tensors are that
+    many times smaller than the query's, where bits for them are cheap; ``max_...`` the other way.
+    """
+
+    packing: str
+    roles: tuple[str, ...]
+    layers: LayerSet = "all"
+    min_queries_per_kv_head: int = 0
+    max_queries_per_kv_head: int = 1 << 30
+
+    def fits(self, role: str, layer: int | None, shape: ModelShape) -> bool:
+        """Whether the rule decides for a tensor of ``role`` in ``layer``."""
+        return (
+            role in self.roles
+            and self.min_queries_per_kv_head
+            <= shape.queries_per_kv_head
+            <= self.max_queries_per_kv_head
+            and (self.layers == "all" or (layer is not None and self._has(layer, shape.layers)))
+        )
+
+    def _has(self, i: int, n: int) -> bool:
+        match self.layers:
+            case "first 2":
+                return i < 2
+            case "first 4":
+                return i < 4
+            case "first 1/8":
+                return i < n // 8
+            case "first 1/16":
+                return i < n // 16
+            case "more":
+                return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
+            case _:
+                return True
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A named choice of packings.
+
+    Attributes:
+        name: as users type it, and as file names carry it.
+        base: packing of every matrix that nothing else decides about.
+        output: packing of the output matrix (and of the embedding where both are one); None
+            treats it like any other.
+        output_fallback: packing of that matrix where its rows do not fill blocks of ``base``.
+        rules: first match decides.
+        tensors: canonical tensor name -> packing, before the rules.
+        file_type: GGUF's ``general.file_type``.
+        good_for: one line for people choosing.
+    """
+
+    name: str
+    base: str
+    good_for: str
+    file_type: int
+    precision_class: PrecisionClass
+    output: str | None = None
+    output_fallback: str | None = None
+    rules: tuple[Rule, ...] = ()
+    tensors: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def quantised(self) -> bool:
+        """False for recipes that only store floats."""
+        return self.base not in ("F32", "F16", "BF16")
+
+    def packing_of(
+        self, name: str, role: str, layer: int | None, shape: ModelShape, row_length: int
+    ) -> str:
+        """The packing this recipe wants for a matrix, before rows are checked against blocks."""
+        from kvant.packing import get
+
+        if name in self.tensors:
+            return self.tensors[name]
+        is_output = role == "output" or (role == "token_embd" and shape.tied_output)
+        if is_output and self.output is not None:
+            if row_length % get(self.base).block and self.output_fallback is not None:
+                return self.output_fallback
+            return self.output
+        packing = next((r.packing for r in self.rules if r.fits(role, layer, shape)), self.base)
+        if role in ("attn_v", "attn_qkv") and shape.is_70b:
+            return _LIFT_70B.get(packing, packing)
+        return packing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,22 @@ class Verification:
     def ok(self) -> bool:
         """No serious finding and no damaged tensor."""
         return not self.damaged and not any(f.serious for f in self.findings)
+
+    def to_json(self) -> dict[str, object]:
+        """As plain data."""
+        return {
+            "path": str(self.path),
+            "ok": self.ok,
+            "tensors": self.tensors,
+            "bytes": self.nbytes,
+            "checksums": self.checksums,
+            "damaged": list(self.damaged),
+            "findings": [
+                {"path": str(f.path), "kind": f.kind, "serious": f.serious, "message": f.message}
+                for f in self.findings
+            ],
+            "reconstruction": [asdict(r) for r in self.reconstruction],
+        }
 
 
 def verify_file(file: GgufFile, *, threads: int) -> Verification:

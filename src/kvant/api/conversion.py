@@ -1,0 +1,251 @@
+"""A checkpoint becomes a GGUF file, unquantised or by a recipe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvant.api.source import Source, open_source, threads_or_default
+from kvant.checkpoint import Checkpoint
+from kvant.errors import OutputError, UsageError
+from kvant.export.gguf.plan import Plan, model_metadata, plan_export
+from kvant.export.gguf.stream import Progress
+from kvant.export.gguf.write import write_plan
+from kvant.quant.presets import preset
+from kvant.quant.recipe import Recipe
+
+__all__ = ["Artefact", "TensorReport", "convert", "quantize"]
+
+_FLOAT_TYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReport:
+    """What became of one tensor. ``wanted`` differs from ``packing`` where rows did not fit."""
+
+    name: str
+    shape: tuple[int, ...]
+    source_type: str
+    packing: str
+    wanted: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """Files that were written, or would be (``dry_run``): then ``seconds`` is None."""
+
+    paths: tuple[Path, ...]
+    recipe: str
+    nbytes: int
+    bits_per_weight: float
+    parameters: int
+    tensors: tuple[TensorReport, ...]
+    notes: tuple[str, ...]
+    seconds: float | None
+
+    def to_json(self) -> dict[str, object]:
+        """As plain data."""
+        return {
+            "paths": [str(p) for p in self.paths],
+            "recipe": self.recipe,
+            "bytes": self.nbytes,
+            "bpw": self.bits_per_weight,
+            "parameters": self.parameters,
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+            "tensors": [
+                {
+                    "name": t.name,
+                    "shape": list(t.shape),
+                    "source_type": t.source_type,
+                    "packing": t.packing,
+                    "wanted": t.wanted,
+                    "bytes": t.nbytes,
+                }
+                for t in self.tensors
+            ],
+        }
+
+
+def convert(
+    source: Source,
+    output: Source | None = None,
+    *,
+    dtype: str = "bf16",
+    threads: int | None = None,
+    split_size: int | None = None,
+    pre_tokenizer: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Artefact:
+    """Write an unquantised GGUF file.
+
+    ``dtype`` is ``bf16``, ``f16`` or ``f32`` for matrices; vectors are F32 always.
+
+    Raises:
+        UsageError: another dtype. Otherwise as `quantize`.
+    """
+    recipe = preset(dtype)
+    if recipe.quantised:
+        raise UsageError(
+            f"convert writes bf16, f16 or f32, got {dtype!r}; for {recipe.name} use "
+            f"`kvant quantize SRC {recipe.name}`."
+        )
+    return _export(
+        open_source(source),
+        recipe,
+        output,
+        (),
+        threads,
+        split_size,
+        pre_tokenizer,
+        force,
+        dry_run,
+        progress,
+    )
+
+
+def quantize(
+    source: Source,
+    recipe: str | Recipe,
+    output: Source | None = None,
+    *,
+    threads: int | None = None,
+    tensors: Sequence[str] = (),
+    split_size: int | None = None,
+    pre_tokenizer: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Artefact:
+    """Write a quantised GGUF file in one pass, in memory that does not grow with the model.
+
+    Args:
+        source: ``demo``, a Hugging Face folder or a GGUF file.
+        recipe: a preset's name, in any case, or a recipe.
+        output: file to write; a folder gets the conventional name; by default that name in the
+            current folder.
+        threads: processors to use; the bytes do not depend on it.
+        tensors: ``REGEX=PACKING`` texts that go before the recipe.
+        split_size: bytes a file may hold before the next one is begun.
+        pre_tokenizer: llama.cpp's name for the pre-tokenizer, where it cannot be determined.
+        force: replace an existing file.
+        dry_run: decide everything, write nothing.
+        progress: called with weights done, weights in all, and the tensor at hand.
+
+    Raises:
+        UsageError: no such recipe; an override or size that does not suit the model.
+        InputError: the source is damaged, not supported, or holds NaN or infinity.
+        OutputError: the output exists or cannot be written. Nothing is left behind.
+    """
+    chosen = preset(recipe) if isinstance(recipe, str) else recipe
+    return _export(
+        open_source(source),
+        chosen,
+        output,
+        tensors,
+        threads,
+        split_size,
+        pre_tokenizer,
+        force,
+        dry_run,
+        progress,
+    )
+
+
+def _export(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    output: Source | None,
+    overrides: Sequence[str],
+    threads: int | None,
+    split_size: int | None,
+    pre_tokenizer: str | None,
+    force: bool,
+    dry_run: bool,
+    progress: Progress | None,
+) -> Artefact:
+    model = model_metadata(checkpoint, pre_tokenizer=pre_tokenizer)
+    plan = plan_export(checkpoint, recipe, overrides=overrides, split_size=split_size, model=model)
+    path = _output_path(checkpoint, recipe, output)
+    names = plan.file_names(path.name)
+    if dry_run:
+        return _artefact(plan, tuple(path.with_name(n) for n in names), None)
+    written = write_plan(
+        plan, path, threads=threads_or_default(threads), force=force, progress=progress
+    )
+    return _artefact(plan, written.paths, written.seconds)
+
+
+def _output_path(checkpoint: Checkpoint, recipe: Recipe, output: Source | None) -> Path:
+    conventional = checkpoint.info.file_stem(recipe.name) + ".gguf"
+    if output is None:
+        return Path(conventional)
+    path = Path(output)
+    if path.is_dir():
+        return path / conventional
+    if path.suffix != ".gguf":
+        raise OutputError(
+            f"{path}: expected an existing folder or a name that ends in .gguf; "
+            f"for example {path.with_name(path.name + '.gguf')}."
+        )
+    return path
+
+
+def _artefact(plan: Plan, paths: tuple[Path, ...], seconds: float | None) -> Artefact:
+    return Artefact(
+        paths=paths,
+        recipe=plan.recipe.name,
+        nbytes=plan.size,
+        bits_per_weight=plan.bits_per_weight,
+        parameters=plan.checkpoint.parameters,
+        tensors=tuple(
+            TensorReport(
+                t.name,
+                t.assignment.slot.shape,
+                t.source_type,
+                t.assignment.packing,
+                t.assignment.wanted,
+                t.spec.nbytes,
+            )
+            for t in plan.tensors
+        ),
+        notes=_notes(plan),
+        seconds=seconds,
+    )
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    """Sentences a user should read: what gave way, and what was lost before kvant came."""
+    notes = list(plan.checkpoint.notes)
+    moved = Counter(
+        (t.assignment.wanted, t.assignment.packing, t.assignment.slot.shape[-1])
+        for t in plan.tensors
+        if t.assignment.fell_back
+    )
+    for (wanted, packing, row), count in moved.items():
+        notes.append(
+            f"{count} tensor{'s' if count > 1 else ''} with rows of {row} weights got {packing} "
+            f"instead of {wanted}, whose blocks do not divide the row."
+        )
+    again = sorted({t.source_type for t in plan.tensors if t.requantised})
+    if again and plan.recipe.quantised:
+        notes.append(
+            f"The source is quantised already ({', '.join(again)}): quantising it again adds "
+            "to that loss. Use the original checkpoint if you can."
+        )
+    if plan.checkpoint.ignored:
+        keys = plan.checkpoint.ignored
+        listed = ", ".join(keys[:8]) + (" …" if len(keys) > 8 else "")
+        notes.append(f"Config keys without effect were ignored: {listed}.")
+    if plan.checkpoint.unused:
+        names = plan.checkpoint.unused
+        listed = ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
+        notes.append(f"Tensors that are not part of the computation were left out: {listed}.")
+    if "tokenizer.ggml.model" not in plan.shards[0].metadata:
+        notes.append("The source has no tokenizer; the file has none either and cannot chat.")
+    return tuple(notes)

@@ -1,0 +1,92 @@
+"""The main job on the built-in model: quantise to several levels, measure each."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvant.api.conversion import quantize
+from kvant.api.measurement import corpus_of, open_subject, read_text, tokenizer_of
+from kvant.api.source import open_source
+from kvant.builtin import DEMO
+from kvant.evaluate import EvalResult
+from kvant.evaluate import evaluate as measure
+from kvant.packing import PrecisionClass
+from kvant.quant.presets import preset
+
+__all__ = ["DEMO_RECIPES", "DemoReport", "DemoRow", "demo"]
+
+DEMO_RECIPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+
+
+@dataclass(frozen=True, slots=True)
+class DemoRow:
+    """One level and what was measured."""
+
+    recipe: str
+    precision_class: PrecisionClass
+    result: EvalResult
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """The base, its variants, and the seconds everything took."""
+
+    base: EvalResult
+    rows: tuple[DemoRow, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, object]:
+        """As plain data."""
+        return {
+            "results": [self.base.to_json(), *(r.result.to_json() for r in self.rows)],
+            "seconds": self.seconds,
+        }
+
+
+def demo(
+    *,
+    keep: Path | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> DemoReport:
+    """Quantise the built-in model at six levels and measure each on the built-in text.
+
+    Args:
+        keep: folder that keeps the GGUF files; by default they are deleted again.
+        force: replace files that ``keep`` holds already.
+        threads: processors for quantising.
+        progress: called with what is being done, steps done and steps in all.
+
+    Raises:
+        OutputError: a file exists already, or cannot be written.
+    """
+    started = time.perf_counter()
+    report = progress or (lambda what, done, total: None)
+    with tempfile.TemporaryDirectory(prefix="kvant-demo-") as scratch:
+        folder = Path(scratch) if keep is None else keep
+        paths = []
+        for i, recipe in enumerate(DEMO_RECIPES):
+            report(f"quantising {recipe}", i, len(DEMO_RECIPES))
+            artefact = quantize(DEMO, recipe, folder, threads=threads, force=force)
+            paths.append(artefact.paths[0])
+        base = open_source(DEMO)
+        corpus = corpus_of(read_text(None), tokenizer_of(base), base, None, None)
+        results = measure(
+            open_subject(base, name="demo (BF16)"),
+            [
+                open_subject(open_source(path), name=recipe)
+                for path, recipe in zip(paths, DEMO_RECIPES, strict=True)
+            ],
+            corpus,
+            progress=lambda done, total: report("measuring", done, total),
+        )
+    rows = tuple(
+        DemoRow(recipe, preset(recipe).precision_class, result)
+        for recipe, result in zip(DEMO_RECIPES, results[1:], strict=True)
+    )
+    return DemoReport(results[0], rows, time.perf_counter() - started)

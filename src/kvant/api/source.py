@@ -1,0 +1,30 @@
+"""What a user names becomes a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kvant.builtin import DEMO, demo_path
+from kvant.checkpoint import Checkpoint, open_checkpoint
+
+__all__ = ["Source", "open_source", "threads_or_default"]
+
+Source = str | os.PathLike[str]
+"""``demo``, a Hugging Face folder, or a GGUF file (any shard of a split one)."""
+
+
+def open_source(source: Source) -> Checkpoint:
+    """Open what the user named; see `kvant.checkpoint.open_checkpoint` for what it raises."""
+    if os.fspath(source) == DEMO and not Path(DEMO).exists():
+        return open_checkpoint(demo_path())
+    return open_checkpoint(Path(source))
+
+
+def threads_or_default(threads: int | None) -> int:
+    """The number of threads asked for, or one for each processor this process may use."""
+    if threads is not None:
+        return max(1, threads)
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1

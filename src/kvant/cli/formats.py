@@ -1,0 +1,54 @@
+"""``kvant formats``: every packing and recipe."""
+
+from __future__ import annotations
+
+import argparse
+
+from kvant.cli import show
+from kvant.cli.options import Commands
+
+__all__ = ["add"]
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("formats", help="list every packing and recipe")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from kvant.api import formats
+
+    found = formats()
+    if arguments.json:
+        show.print_json(found.to_json())
+        return 0
+    print("Recipes (kvant quantize SRC RECIPE)\n")
+    show.print_table(
+        show.table(
+            ("recipe", "class", "base", "output", "good for"),
+            [
+                (r.name, r.precision_class, r.base, r.output or r.base, r.good_for)
+                for r in found.recipes
+            ],
+        )
+    )
+    print("\nPackings (--tensor 'REGEX=PACKING')\n")
+    show.print_table(
+        show.table(
+            ("packing", "class", "bpw", "block", "layout", "good for"),
+            [
+                (
+                    p.name,
+                    p.precision_class,
+                    f"{p.bits_per_weight:.4g}",
+                    f"{p.block} in {p.storage.block_bytes} B",
+                    p.block_layout,
+                    p.good_for,
+                )
+                for p in found.packings
+            ],
+        )
+    )
+    return 0

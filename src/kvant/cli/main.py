@@ -1,0 +1,69 @@
+"""``kvant``: parse, run one command, turn errors into one line and an exit status.
+
+Exit status: 0 done; 1 an error, or a check that did not hold; 2 a command line that makes no
+sense; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from kvant.cli import convert, demo, evaluate, formats, inspect, quantize, verify
+from kvant.errors import KvantError
+from kvant.version import __version__
+
+__all__ = ["main"]
+
+_COMMANDS = (demo, formats, inspect, convert, quantize, evaluate, verify)
+
+_EXAMPLES = """\
+examples:
+  kvant demo                                    everything on the built-in model
+  kvant inspect ~/models/Llama-3.2-1B           what it is, and the size of every recipe
+  kvant quantize ~/models/Llama-3.2-1B Q4_K_M   a GGUF file at four bits
+  kvant eval Llama-3.2-1B-Q4_K_M.gguf --against ~/models/Llama-3.2-1B
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kvant",
+        description="Convert and quantise language models, and measure what it cost.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"kvant {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        arguments = _parser().parse_args(argv)
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except KvantError as error:
+        print(f"kvant: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("kvant: interrupted; nothing was left half written.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`kvant formats | head`): no error, but nothing may be flushed again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        print(
+            "kvant: there is not enough memory for this; close other programs or use fewer "
+            "--threads.",
+            file=sys.stderr,
+        )
+        return 1

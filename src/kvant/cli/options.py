@@ -1,0 +1,67 @@
+"""Options that several commands share, and values people write with units."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any, TypeAlias
+
+__all__ = ["Commands", "add_output", "byte_size", "positive"]
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def byte_size(text: str) -> int:
+    """``2G``, ``650MB``, ``1.5GiB``: decimal units, binary with an i."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected a size such as 2G or 650MB, got {text!r}")
+    number, unit, binary = match[1], match[2].upper(), match[3]
+    scale = 1024 ** "KMGT".index(unit) * 1024 if binary and unit else _UNITS[unit]
+    size = int(float(number) * scale)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"expected a size above zero, got {text!r}")
+    return size
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return value
+
+
+def add_output(parser: argparse.ArgumentParser, **overrides: Any) -> None:
+    """Options of commands that write a model file."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="file to write, or a folder; by default the conventional name in this folder",
+        **overrides,
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="processors to use (default: all)"
+    )
+    parser.add_argument(
+        "--split-size",
+        type=byte_size,
+        metavar="SIZE",
+        help="begin a new file before one passes this size, such as 2G",
+    )
+    parser.add_argument(
+        "--pre-tokenizer",
+        metavar="NAME",
+        help="llama.cpp's name of the pre-tokenizer, if it cannot be determined",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show every tensor's packing, write nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")

@@ -1,0 +1,105 @@
+"""What commands print: tables, sizes, JSON on stdout; notes and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from kvant.evaluate.table import Table
+
+__all__ = [
+    "note",
+    "print_json",
+    "print_table",
+    "step_progress",
+    "table",
+    "token_progress",
+    "weight_progress",
+]
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """One line for the person watching."""
+    print(text, file=sys.stderr)
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout, in ASCII where the terminal knows no more."""
+    print(table.text(ascii_only=not _unicode(sys.stdout)), end="")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of rows; columns of numbers stand to the right."""
+    from kvant.evaluate.table import Column, Table
+
+    columns = zip(header, *rows, strict=True)
+    return Table(
+        tuple(
+            Column(title, tuple(cells), right=all(not c or c[0].isdigit() for c in cells))
+            for title, *cells in columns
+        )
+    )
+
+
+def _unicode(stream: TextIO) -> bool:
+    try:
+        "±–─".encode(stream.encoding or "ascii")
+    except (UnicodeError, LookupError):
+        return False
+    return True
+
+
+@contextmanager
+def weight_progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar over weights, with rate and time left, while stderr is a terminal."""
+    with _bar(label, "w") as update:
+        yield lambda done, total, name: update(done, total, name)
+
+
+@contextmanager
+def token_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over tokens."""
+    with _bar(label, "tok") as update:
+        yield lambda done, total: update(done, total, "")
+
+
+@contextmanager
+def step_progress(label: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar over whatever is being counted, under a text that says what it is."""
+    with _bar(label, "") as update:
+        yield lambda what, done, total: update(done, total, what)
+
+
+@contextmanager
+def _bar(label: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+    from tqdm import tqdm
+
+    bar = tqdm(
+        desc=label,
+        unit=unit,
+        unit_scale=True,
+        disable=not sys.stderr.isatty(),
+        leave=False,
+        dynamic_ncols=True,
+    )
+
+    def update(done: int, total: int, name: str) -> None:
+        if done < bar.n:  # another count begins
+            bar.reset()
+        bar.total = total
+        bar.set_postfix_str(name, refresh=False)
+        bar.update(done - bar.n)
+
+    try:
+        yield update
+    finally:
+        bar.close()

@@ -8,26 +8,30 @@
 
 namespace kvant::KVANT_ISA {
 
+// Least and most of 32 weights. Where that is a zero it is the block's first zero, as a scan finds
+// it: the sign of a minimum is written to the file.
 static inline void range32(const float* x, float* lo, float* hi) {
   vf least = load(x), most = load(x);
   for (int i = kLanes; i < 32; i += kLanes) {
     least = vmin(least, load(x + i));
     most = vmax(most, load(x + i));
   }
-  *lo = least[0];
-  *hi = most[0];
-  for (int l = 1; l < kLanes; ++l) {
-    if (least[l] < *lo) *lo = least[l];
-    if (most[l] > *hi) *hi = most[l];
-  }
+  *lo = vleast(least);
+  *hi = vmost(most);
+  if (*lo != 0.0f && *hi != 0.0f) return;
+  int i = 0;
+  while (x[i] != 0.0f) ++i;
+  if (*lo == 0.0f) *lo = x[i];
+  if (*hi == 0.0f) *hi = x[i];
 }
 
-// The value of largest magnitude with its sign; of two equal ones, the first.
+// The value of largest magnitude with its sign; of two equal ones, the first; zero is positive.
 static inline float signed_max32(const float* x) {
   float lo, hi;
   range32(x, &lo, &hi);
   if (hi > -lo) return hi;
   if (hi < -lo) return lo;
+  if (hi == 0.0f) return 0.0f;
   for (int i = 0; i < 32; ++i)
     if (x[i] == hi || x[i] == lo) return x[i];
   return 0;
@@ -50,14 +54,16 @@ static inline void encode32(const float* x, float base, float inverse, float off
     std::memset(codes, 0, 32);
     return;
   }
-  for (int i = 0; i < 32; ++i) {
-    const float t = (x[i] - base) * inverse + offset;
-    codes[i] = uint8_t(int(t > 0.0f ? (t < float(TOP) ? t : float(TOP)) : 0.0f));
-  }
+  for (int i = 0; i < 32; i += kLanes)
+    store_bytes(codes + i, vtruncate(vclamp((load(x + i) - base) * inverse + offset, 0, TOP)));
 }
 
 static inline void store_half(uint8_t* out, float x) {
+#if defined(__F16C__)
+  const uint16_t h = uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
+#else
   const uint16_t h = float_to_half(x);
+#endif
   std::memcpy(out, &h, 2);
 }
 
@@ -68,7 +74,7 @@ static inline float load_half(const uint8_t* in) {
 }
 
 // Low nibbles hold the first half of the block, high nibbles the second.
-static inline void pack_nibbles(const uint8_t* codes, uint8_t* out) {
+static inline void pack_nibbles(const uint8_t* __restrict codes, uint8_t* __restrict out) {
   for (int i = 0; i < 16; ++i) out[i] = uint8_t((codes[i] & 15) | (codes[i + 16] << 4));
 }
 
@@ -82,7 +88,13 @@ static inline void unpack_nibbles(const uint8_t* in, uint8_t* codes) {
 // The fifth bits of 32 codes, code i at bit i.
 static inline void pack_fifth_bits(const uint8_t* codes, uint8_t* out) {
   uint32_t bits = 0;
+#if defined(__AVX2__)
+  // Bit 4 moved to bit 7 of each byte, where the instruction gathers it.
+  const __m256i c = _mm256_loadu_si256((const __m256i*)codes);
+  bits = uint32_t(_mm256_movemask_epi8(_mm256_slli_epi16(c, 3)));
+#else
   for (int i = 0; i < 32; ++i) bits |= uint32_t(codes[i] >> 4 & 1) << i;
+#endif
   std::memcpy(out, &bits, 4);
 }
 

@@ -24,12 +24,12 @@ void encode(const float* x, const Scales* s, uint8_t* codes, int64_t blocks) {
       std::memset(codes + k * 32, 0, 32);
       continue;
     }
-    for (int i = 0; i < 32; ++i) {
-      const float product = x[k * 32 + i] * inverse;
-      const float t = product > -127.0f ? (product < 127.0f ? product : 127.0f) : -127.0f;
-      const int whole = int(t);
-      const float rest = t - float(whole);
-      codes[k * 32 + i] = uint8_t(whole + (rest >= 0.5f) - (rest <= -0.5f));
+    for (int i = 0; i < 32; i += kLanes) {
+      const vf t = vclamp(load(x + k * 32 + i) * inverse, -127, 127);
+      const vi whole = vtruncate(t);
+      const vf rest = t - __builtin_convertvector(whole, vf);
+      // A comparison that holds is -1 in each lane.
+      store_bytes(codes + k * 32 + i, whole - (rest >= 0.5f) + (rest <= -0.5f));
     }
   }
 }

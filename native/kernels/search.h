@@ -21,6 +21,16 @@ static inline float round_to_half(float x) {
   return half_to_float(float_to_half(x));
 }
 
+// The half-precision scale a search starts from: the nearest, but below 128 steps of a subnormal half
+// never the smaller neighbour. Rounded down there, a scale cuts the largest integer (up to 128)
+// short by more than rounding does, or vanishes; rounded up, it only leaves the integers smaller.
+static inline float first_scale(float x) {
+  const float h = round_to_half(x);
+  const float size = h < 0 ? -h : h;
+  if (size >= 0x1p-17f || size >= (x < 0 ? -x : x)) return h;
+  return x < 0 ? h - 0x1p-24f : h + 0x1p-24f;
+}
+
 // Two blocks of 256 weights, transposed: tile t holds kLanes sub-blocks, element i of each side by
 // side.
 template <int N>
@@ -128,7 +138,8 @@ struct AffineFit {
         if (-st.b[j] > mmax) mmax = -st.b[j];
       }
       gains[k] = -3.0e38f;
-      set_block_scales(st, k, smax / float(SCALE_MAX), mmax / float(SCALE_MAX));
+      set_block_scales(st, k, first_scale(smax / float(SCALE_MAX)),
+                       first_scale(mmax / float(SCALE_MAX)));
     }
     for (int round = 0;; ++round) {
       for (int t = 0; t < Tiles<N>::kTiles; ++t) settle(x.v[t], w.v[t], t * kLanes, st);
@@ -271,7 +282,7 @@ struct SymmetricFit {
       for (int j = k * kSubs; j < (k + 1) * kSubs; ++j)
         if ((st.s[j] < 0 ? -st.s[j] : st.s[j]) > (top < 0 ? -top : top)) top = st.s[j];
       gains[k] = -3.0e38f;
-      set_block_scale(st, k, top / float(-SCALE_HALF));
+      set_block_scale(st, k, first_scale(top / float(-SCALE_HALF)));
     }
     for (int round = 0;; ++round) {
       for (int t = 0; t < Tiles<N>::kTiles; ++t) settle(x.v[t], w.v[t], t * kLanes, st);
@@ -385,8 +396,7 @@ template <int N, int LO, int HI>
 static inline void encode_run(const float* x, float base, float inverse, uint8_t* codes) {
   for (int i = 0; i < N; i += kLanes) {
     const vf q = vrint(vclamp((load(x + i) - base) * inverse, LO, HI));
-    const vb code = __builtin_convertvector(__builtin_convertvector(q, vi) - LO, vb);
-    std::memcpy(codes + i, &code, kLanes);
+    store_bytes(codes + i, vtruncate(q) - LO);
   }
 }
 

@@ -73,6 +73,55 @@ static inline vf vrint(vf x) {
 #endif
 }
 
+// Least and greatest lane.
+static inline float vleast(vf x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_min_ps((__m512)x);
+#else
+  float least = x[0];
+  for (int l = 1; l < kLanes; ++l)
+    if (x[l] < least) least = x[l];
+  return least;
+#endif
+}
+
+static inline float vmost(vf x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
+  float most = x[0];
+  for (int l = 1; l < kLanes; ++l)
+    if (x[l] > most) most = x[l];
+  return most;
+#endif
+}
+
+// The integer part, towards zero; arguments here are far below 2^31.
+static inline vi vtruncate(vf x) { return __builtin_convertvector(x, vi); }
+
+static inline vi vclampi(vi x, int lo, int hi) {
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_max_epi32((__m512i)x, _mm512_set1_epi32(lo));
+  return (vi)_mm512_min_epi32(low, _mm512_set1_epi32(hi));
+#elif defined(__AVX2__)
+  const __m256i low = _mm256_max_epi32((__m256i)x, _mm256_set1_epi32(lo));
+  return (vi)_mm256_min_epi32(low, _mm256_set1_epi32(hi));
+#else
+  x = x > lo ? x : (vi){} + lo;
+  return x < hi ? x : (vi){} + hi;
+#endif
+}
+
+// The low bytes of kLanes integers.
+static inline void store_bytes(uint8_t* p, vi x) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x));
+#else
+  const vb bytes = __builtin_convertvector(x, vb);
+  std::memcpy(p, &bytes, kLanes);
+#endif
+}
+
 static inline vf vclamp(vf x, float lo, float hi) { return vmin(vmax(x, splat(lo)), splat(hi)); }
 
 }  // namespace kvant::KVANT_ISA

@@ -47,8 +47,12 @@ def scaled(x: Floats, d: Floats, offset: float = 0.0) -> Floats:
 
 
 def signed_max(x: Floats) -> Floats:
-    """Per row the value of largest magnitude, sign kept; of equals the first."""
-    return np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)[:, 0]
+    """Per row the value of largest magnitude, sign kept; of equals the first; zero is positive."""
+    return _first(x, np.abs(x).argmax(1)) + _ZERO
+
+
+def _first(x: Floats, index: Floats) -> Floats:
+    return np.take_along_axis(x, index[:, None], 1)[:, 0]
 
 
 def symmetric_fit(x: Floats, half: int) -> Scales:
@@ -71,10 +75,10 @@ def symmetric_decode(codes: Codes, scales: Scales, half: int) -> Floats:
 
 
 def affine_fit(x: Floats, levels: int) -> Scales:
-    """d = (max - min) / levels; ``dmin`` is the minimum itself."""
+    """d = (max - min) / levels; ``dmin`` is the minimum, of zeros of both signs the first."""
     scales = empty_scales(len(x))
-    lo = x.min(1)
-    scales["d"] = (x.max(1) - lo) / np.float32(levels)
+    lo = _first(x, x.argmin(1))
+    scales["d"] = (_first(x, x.argmax(1)) - lo) / np.float32(levels)
     scales["dmin"] = lo
     return scales
 

@@ -51,6 +51,17 @@ def codes_of(x: Floats, base: Floats | np.float32, inverse: Floats, lo: int, hi:
     return np.rint(np.minimum(np.maximum(t, np.float32(lo)), np.float32(hi)))
 
 
+def first_scale(x: Floats) -> Floats:
+    """The half-precision scale a search starts from: the nearest, where halves are few the larger.
+
+    Below 128 steps of a subnormal half, a scale rounded down cuts the largest integer (up to 128)
+    short by more than rounding does, or vanishes; rounded up, it only leaves the integers smaller.
+    """
+    h = to_half(x)
+    short = (np.abs(h) < np.float32(2.0**-17)) & (np.abs(h) < np.abs(x))
+    return np.where(short, h + np.copysign(np.float32(2.0**-24), x), h)
+
+
 @dataclass
 class _Sums:
     q: Floats
@@ -146,8 +157,8 @@ class Affine:
         run = _AffineRun(self, _blocks_to_subs(x, self.n), _weights(importance, self.n))
         s, b = run.search()
         top = np.float32(self.scale_max)
-        d = to_half(np.maximum(s.reshape(blocks, subs).max(1), _ZERO) / top)
-        dmin = to_half(np.maximum((-b).reshape(blocks, subs).max(1), _ZERO) / top)
+        d = first_scale(np.maximum(s.reshape(blocks, subs).max(1), _ZERO) / top)
+        dmin = first_scale(np.maximum((-b).reshape(blocks, subs).max(1), _ZERO) / top)
         out, best = empty_scales(blocks), np.full(blocks, _WORST, np.float32)
         for round_ in range(self.refits + 1):
             fit = run.settle(s, b, np.repeat(d, subs), np.repeat(dmin, subs))
@@ -284,7 +295,7 @@ class Symmetric:
         s = run.search()
         by_block = s.reshape(blocks, 16)
         top = np.take_along_axis(by_block, np.abs(by_block).argmax(1)[:, None], 1)[:, 0]
-        d = to_half(top / np.float32(-self.scale_half))
+        d = first_scale(top / np.float32(-self.scale_half))
         out, best = empty_scales(blocks), np.full(blocks, _WORST, np.float32)
         for round_ in range(self.refits + 1):
             fit = run.settle(s, np.repeat(d, 16))

@@ -23,9 +23,13 @@ def _text(text: str) -> Case:
     return _raw(text.encode)
 
 
-def _with(field: str) -> Case:
+def _with(field: str | Callable[[], str]) -> Case:
     """A proper config with one more field, given as JSON text."""
-    return _text(json.dumps(CONFIG)[:-1] + "," + field + "}")
+    return _raw(
+        lambda: (
+            json.dumps(CONFIG)[:-1] + "," + (field if isinstance(field, str) else field()) + "}"
+        ).encode()
+    )
 
 
 def _sparse(folder: Path) -> Path:
@@ -81,10 +85,10 @@ CASES: dict[str, Case] = {
     "config-deep": _with('"a":' + "[" * 100_000),
     "config-deep-closed": _with('"a":' + "[" * 100 + "]" * 100),
     "config-deep-objects": _with('"a":' + '{"a":' * 5_000 + "1" + "}" * 5_000),
-    "config-many-values": _with('"a":[' + "0," * 1_000_000 + "0]"),
-    "config-many-keys": _with(",".join(f'"k{i}":0' for i in range(600_000))),
-    "config-wide-escape": _with('"a":"\\ud83d\\ude00' + "a" * 3_000_000 + '"'),
-    "config-large": _with('"a":"' + "a" * 5_000_000 + '"'),
+    "config-many-values": _with(lambda: '"a":[' + "0," * 1_000_000 + "0]"),
+    "config-many-keys": _with(lambda: ",".join(f'"k{i}":0' for i in range(600_000))),
+    "config-wide-escape": _with(lambda: '"a":"\\ud83d\\ude00' + "a" * 3_000_000 + '"'),
+    "config-large": _with(lambda: '"a":"' + "a" * 5_000_000 + '"'),
     "config-sparse": _sparse,
     "config-pipe": _pipe,
     "config-folder": _directory,

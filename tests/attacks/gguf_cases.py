@@ -111,7 +111,7 @@ _METADATA: dict[str, Case] = {
     "gguf-bool-array-7": _with(kv("a", ARRAY, array(BOOL, 3, b"\0\1\7"))),
     "gguf-string-length-max": _with(kv("a", STRING, text("x", 2**64 - 1))),
     "gguf-string-length-signed": _with(kv("a", STRING, text("x", 2**63))),
-    "gguf-string-long": _with(kv("a", STRING, text("x" * 5_000_000))),
+    "gguf-string-long": _file(lambda: gguf([kv("a", STRING, text("x" * 5_000_000))])),
     "gguf-string-not-utf8": _with(kv("a", STRING, text(b"\xc3\x28"))),
     "gguf-string-surrogate": _with(kv("a", STRING, text(b"\xed\xa0\x80"))),
     "gguf-string-overlong": _with(kv("a", STRING, text(b"\xc0\xaf"))),
@@ -244,4 +244,31 @@ _SPLIT: dict[str, Case] = {
     ),
 }
 
-CASES: dict[str, Case] = {**_WHOLE, **_METADATA, **_TENSORS, **_SPLIT}
+
+def _most_text() -> bytes:
+    """As many and as wide texts as the header may hold; the one tensor is missing."""
+    short = b"".join(text(f"{a}{b}") for a in "abcdefghij" for b in "abcdefghij")
+    wide = text("😀" + "a" * 3_900_000)
+    return gguf(
+        [
+            architecture(),
+            kv("short", ARRAY, array(STRING, 1_490_000, short * 14_900)),
+            *(kv(f"wide.{i}", STRING, wide) for i in range(6)),
+        ],
+        [tensor("a")],
+    )
+
+
+def _most_entries() -> bytes:
+    """As many keys and tensors as there may be; the last tensor lies on the first."""
+    keys = [kv(f"k{i}", UINT8, b"\0") for i in range(20_000)]
+    tensors = [tensor(f"t{i}", (8,), F32, 32 * (i % 49_999)) for i in range(50_000)]
+    return gguf(keys, tensors, bytes(32 * 50_000))
+
+
+_LARGEST: dict[str, Case] = {
+    "gguf-most-text": _file(_most_text),
+    "gguf-most-entries": _file(_most_entries),
+}
+
+CASES: dict[str, Case] = {**_WHOLE, **_METADATA, **_TENSORS, **_SPLIT, **_LARGEST}

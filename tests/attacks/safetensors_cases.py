@@ -63,10 +63,22 @@ _FILE: dict[str, Case] = {
     "safetensors-header-two": _header("{}{}", 0),
     "safetensors-header-deep": _header('{"a":' + "[" * 100_000),
     "safetensors-header-deep-closed": _header('{"a":' + "[" * 200 + "]" * 200 + "}"),
-    "safetensors-header-many-values": _header('{"a":[' + "0," * 2_000_000 + "0]}"),
-    "safetensors-header-many-objects": _header('{"a":[' + "{}," * 2_000_000 + "{}]}"),
-    "safetensors-header-wide-text": _header('{"' + "😀" * 3_000_000 + '":1}'),
-    "safetensors-header-wide-escape": _header('{"\\ud83d\\ude00' + "a" * 20_000_000 + '":1}'),
+    "safetensors-header-many-values": _file(
+        lambda: safetensors('{"a":[' + "0," * 2_000_000 + "0]}")
+    ),
+    "safetensors-header-many-objects": _file(
+        lambda: safetensors('{"a":[' + "{}," * 2_000_000 + "{}]}")
+    ),
+    "safetensors-header-wide-text": _file(lambda: safetensors('{"' + "😀" * 3_000_000 + '":1}')),
+    "safetensors-header-wide-escape": _file(
+        lambda: safetensors('{"\\ud83d\\ude00' + "a" * 20_000_000 + '":1}')
+    ),
+    "safetensors-most-names": _file(
+        lambda: safetensors("{" + ",".join(f'"{i:0115d}":{{}}' for i in range(249_000)) + "}")
+    ),
+    "safetensors-most-tensors": _file(
+        lambda: safetensors({f"t{i}": entry("U8", [1], [i, i + 1]) for i in range(70_000)})
+    ),
     "safetensors-is-pickle-zip": _file(lambda: b"PK\x03\x04" + bytes(60)),
     "safetensors-is-pickle": _file(lambda: b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s."),
     "safetensors-is-gguf": _file(small_gguf),
@@ -117,6 +129,7 @@ _ENTRY: dict[str, Case] = {
     "safetensors-shape-digits": _header(
         '{"a":{"dtype":"F32","shape":[' + "9" * 100_000 + '],"data_offsets":[0,24]}}'
     ),
+    "safetensors-shape-astronomic": _one(shape=[2**62] * 64),
     "safetensors-size-mismatch": _one(shape=[2, 2]),
     "safetensors-half-byte": _one(dtype="F4", shape=[3], offsets=[0, 1], data=1),
     "safetensors-offsets-one": _one(offsets=[24]),
@@ -252,6 +265,7 @@ _FOLDER: dict[str, Case] = {
     "folder-index-backslash": _shards(_map(a="..\\model.safetensors")),
     "folder-index-drive": _shards(_map(a="C:model.safetensors")),
     "folder-index-nul": _shards(_map(a="model\0.safetensors")),
+    "folder-index-terminal": _shards(_map(a="\x1b[2J.safetensors")),
     "folder-index-hidden": _shards(_map(a=".model.safetensors")),
     "folder-index-bin": _shards(_map(a="pytorch_model.bin")),
     "folder-index-name-long": _shards(_map(a="a" * 100_000 + ".safetensors")),

@@ -27,7 +27,7 @@ _HARMLESS = re.compile(
     r".*(dropout|pdrop).*|.*attn_implementation.*|.*(flash_att|sdpa).*|output_\w+|.*_aux_loss_coef"
     r"|(num_)?logits_to_keep|rope\.scaling\.(finetuned|original_context_length)"
 )
-#: Values besides null, false and empty ones that mean "not used".
+#: What besides null means "not used" for keys where it is not false or empty.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "attention.causal": (True,),
     "is_causal": (True,),
@@ -85,12 +85,14 @@ def _harmless(key: str, value: object) -> bool:
     lower = key.lower()
     if not _COMPUTES.search(lower) or _HARMLESS.fullmatch(lower):
         return True
+    if lower in _NEUTRAL:
+        return value is None or _is_one_of(value, _NEUTRAL[lower])
     if value is None or value is False or value in ("", [], {}):
         return True
     if lower == "auto_map" and isinstance(value, dict):
         # Code beside the weights replaces the architecture only where it names the model itself.
         return not {"AutoModel", "AutoModelForCausalLM"} & set(value)
-    return _is_one_of(value, _NEUTRAL.get(lower, ()))
+    return False
 
 
 def _is_one_of(value: object, allowed: tuple[object, ...]) -> bool:

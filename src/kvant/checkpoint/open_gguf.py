@@ -7,6 +7,7 @@ from pathlib import Path
 from kvant.arch import ROPE_FACTORS, find_gguf
 from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
 from kvant.checkpoint.info import info_from_gguf
+from kvant.errors import UnsupportedError
 from kvant.files.gguf import read_gguf_split
 
 __all__ = ["open_gguf"]
@@ -20,6 +21,11 @@ def open_gguf(path: Path) -> Checkpoint:
     """
     file = read_gguf_split(path)
     arch = find_gguf(file)
+    if not file.tensors:
+        raise UnsupportedError(
+            f"{path}: expected a model, got a GGUF file without weights (a vocabulary). "
+            "Name the model's file."
+        )
     config, ignored = arch.from_gguf(file)
     graph = arch.trace(config)
     names = {name: name for name in graph.weights}

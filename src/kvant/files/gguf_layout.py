@@ -76,16 +76,13 @@ def _check(file: GgufFile) -> Iterator[Finding]:
 
 def _check_bytes(file: GgufFile, tensors: list[StoredTensor]) -> Iterator[Finding]:
     """The padding's content, and how the file ends."""
-    ends = [t.offset + t.nbytes for t in tensors]
-    stop = (
-        padded(ends[-1] - file.data_offset, file.alignment) + file.data_offset
-        if ends
-        else (file.data_offset)
-    )
+    stop = file.data_offset
     with open_source(file.path) as (fd, size):
-        for tensor, end in zip(tensors, ends, strict=True):
-            until = min(padded(end - file.data_offset, file.alignment) + file.data_offset, size)
-            if any(read_exactly(fd, file.path, end, until - end)):
+        for tensor in tensors:
+            end = tensor.offset + tensor.nbytes
+            stop = padded(end - file.data_offset, file.alignment) + file.data_offset
+            padding = read_exactly(fd, file.path, end, max(0, min(stop, size) - end))
+            if padding.count(0) != len(padding):
                 message = f"the padding after tensor {quote(tensor.name)} is not zero"
                 yield Finding(file.path, "padding", False, message)
     if tensors and size < stop:

@@ -71,10 +71,10 @@ class StoredTensor:
             InputError: the disk failed.
         """
         shape = (stop - start, self.row_bytes)
-        if out is None:
-            out = np.empty(shape, np.uint8)
-        else:
+        if out is not None:
             out = out[: shape[0] * shape[1]].reshape(shape)
+        else:
+            out = np.empty(shape, np.uint8)
         view = out.data.cast("B") if out.size else memoryview(b"")
         position = self.offset + start * self.row_bytes
         done = 0

@@ -12,8 +12,8 @@ from kvant.api.conversion import quantize
 from kvant.api.measurement import corpus_of, open_subject, read_text, tokenizer_of
 from kvant.api.source import open_source
 from kvant.builtin import DEMO
-from kvant.evaluate import EvalResult
-from kvant.evaluate import evaluate as measure
+from kvant.evaluation import EvalResult
+from kvant.evaluation import evaluate as measure
 from kvant.packing import PrecisionClass
 from kvant.quant.presets import preset
 

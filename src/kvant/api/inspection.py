@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from kvant.api.source import Source, open_source
+from kvant.api.source import Source, open_source, resolve
 from kvant.arch import DecoderConfig
-from kvant.checkpoint import Checkpoint, ModelInfo, StorageCount
+from kvant.checkpoint import Checkpoint, ModelInfo, StorageCount, count_storage
+from kvant.checkpoint.info import info_from_folder, info_from_gguf
 from kvant.errors import UnsupportedError
 from kvant.export.gguf.plan import model_metadata, plan_export
+from kvant.files.config_json import read_json
+from kvant.files.gguf import read_gguf_split
+from kvant.files.safetensors import read_folder
 from kvant.packing import PrecisionClass
 from kvant.quant.presets import PRESETS
 from kvant.tokenizer.definition import TokenizerDefinition
@@ -49,6 +53,7 @@ class Inspection:
     architecture: str
     parameters: int
     config: dict[str, object]
+    """The fields kvant read; empty where it does not know the architecture."""
     storage: dict[str, StorageCount]
     info: ModelInfo
     tokenizer: TokenizerSummary | None
@@ -98,11 +103,16 @@ class Inspection:
 def inspect(source: Source, *, pre_tokenizer: str | None = None) -> Inspection:
     """Describe a model and the exact size of every recipe; reads headers and tokenizer only.
 
+    What kvant does not support (an architecture, a storage type, a tokenizer) is not an error here
+    but the ``obstacle``, beside whatever can be said about the model.
+
     Raises:
-        InputError: there is no model kvant understands at ``source``. A tokenizer that cannot be
-            carried over is not an error here but the ``obstacle``.
+        InputError: there is no model at ``source``, or its files are damaged.
     """
-    checkpoint = open_source(source)
+    try:
+        checkpoint = open_source(source)
+    except UnsupportedError as error:
+        return _unsupported(resolve(source), str(error))
     obstacle: str | None = None
     tokenizer: TokenizerDefinition | None = None
     recipes: tuple[RecipeSize, ...] = ()
@@ -124,6 +134,42 @@ def inspect(source: Source, *, pre_tokenizer: str | None = None) -> Inspection:
         ignored=checkpoint.ignored,
         unused=checkpoint.unused,
         notes=checkpoint.notes,
+        obstacle=obstacle,
+    )
+
+
+def _unsupported(path: Path, obstacle: str) -> Inspection:
+    """What the containers alone say about a model that kvant does not understand.
+
+    Raises:
+        UnsupportedError: they say nothing either (a pickle, another kind of file).
+    """
+    if path.is_dir():
+        config = read_json(path / "config.json") if (path / "config.json").exists() else {}
+        values = config if isinstance(config, dict) else {}
+        tensors = list(read_folder(path).tensors.values())
+        parameters = sum(t.elements for t in tensors)
+        kind, name = "hf", str(values.get("model_type", "unknown"))
+        info = info_from_folder(path, values, parameters)
+    else:
+        file = read_gguf_split(path)
+        tensors = list(file.tensors.values())
+        parameters = sum(t.elements for t in tensors)
+        kind, name = "gguf", file.get_str("general.architecture", "unknown")
+        info = info_from_gguf(file, parameters)
+    return Inspection(
+        path=path,
+        format=kind,
+        architecture=name,
+        parameters=parameters,
+        config={},
+        storage=count_storage(tensors),
+        info=info,
+        tokenizer=None,
+        recipes=(),
+        ignored=(),
+        unused=(),
+        notes=(),
         obstacle=obstacle,
     )
 

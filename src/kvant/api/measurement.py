@@ -10,8 +10,8 @@ from kvant.api.source import Source, open_source
 from kvant.builtin import builtin_text
 from kvant.checkpoint import Checkpoint
 from kvant.errors import InputError, UsageError
-from kvant.evaluate import Corpus, EvalResult, Progress, Subject
-from kvant.evaluate import evaluate as measure
+from kvant.evaluation import Corpus, EvalResult, Progress, Subject
+from kvant.evaluation import evaluate as measure
 from kvant.reference import ReferenceModel
 from kvant.tokenizer.build import Tokenizer, build
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kvant.api.demonstration import DemoReport
 from kvant.errors import OutputError
-from kvant.evaluate.report import evaluation_table, quality_chart, quality_series
-from kvant.evaluate.table import Column, Table
+from kvant.evaluation.report import evaluation_table, quality_chart, quality_series
+from kvant.evaluation.table import Column, Table
 from kvant.files.atomic import write_atomic
 
 __all__ = ["demo_table", "write_report"]

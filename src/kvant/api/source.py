@@ -8,7 +8,7 @@ from pathlib import Path
 from kvant.builtin import DEMO, demo_path
 from kvant.checkpoint import Checkpoint, open_checkpoint
 
-__all__ = ["Source", "open_source", "threads_or_default"]
+__all__ = ["Source", "open_source", "resolve", "threads_or_default"]
 
 Source = str | os.PathLike[str]
 """``demo``, a Hugging Face folder, or a GGUF file (any shard of a split one)."""
@@ -16,9 +16,14 @@ Source = str | os.PathLike[str]
 
 def open_source(source: Source) -> Checkpoint:
     """Open what the user named; see `kvant.checkpoint.open_checkpoint` for what it raises."""
+    return open_checkpoint(resolve(source))
+
+
+def resolve(source: Source) -> Path:
+    """The path behind what the user named; a file or folder called ``demo`` goes first."""
     if os.fspath(source) == DEMO and not Path(DEMO).exists():
-        return open_checkpoint(demo_path())
-    return open_checkpoint(Path(source))
+        return demo_path()
+    return Path(source)
 
 
 def threads_or_default(threads: int | None) -> int:

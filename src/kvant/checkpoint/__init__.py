@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvant.checkpoint.checkpoint import Checkpoint, StorageCount
+from kvant.checkpoint.checkpoint import Checkpoint, StorageCount, count_storage
 from kvant.checkpoint.info import ModelInfo, Origin
 from kvant.checkpoint.open_folder import open_folder
 from kvant.checkpoint.open_gguf import open_gguf
@@ -26,6 +26,7 @@ __all__ = [
     "StorageCount",
     "Weight",
     "check_finite",
+    "count_storage",
     "open_checkpoint",
     "rotary_row_order",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +21,7 @@ from kvant.packing import known
 if TYPE_CHECKING:
     from kvant.tokenizer.definition import TokenizerDefinition
 
-__all__ = ["Checkpoint", "StorageCount", "match_weights"]
+__all__ = ["Checkpoint", "StorageCount", "count_storage", "match_weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +63,7 @@ class Checkpoint:
 
     def storage(self) -> dict[str, StorageCount]:
         """What the weights are stored as, by type name, most bytes first."""
-        groups: dict[str, list[StoredTensor]] = {}
-        for weight in self.weights.values():
-            groups.setdefault(weight.stored.type.name, []).append(weight.stored)
-        counts = {
-            name: StorageCount(
-                len(group), sum(t.elements for t in group), sum(t.nbytes for t in group)
-            )
-            for name, group in groups.items()
-        }
-        return dict(sorted(counts.items(), key=lambda item: -item[1].nbytes))
+        return count_storage(weight.stored for weight in self.weights.values())
 
     def tokenizer(self, *, pre: str | None = None) -> TokenizerDefinition | None:
         """Read the tokenizer; None where the checkpoint has none.
@@ -94,6 +85,18 @@ class Checkpoint:
         from kvant.tokenizer.hf import from_folder
 
         return from_folder(self.path, self.config.vocab_size, pre=pre)
+
+
+def count_storage(tensors: Iterable[StoredTensor]) -> dict[str, StorageCount]:
+    """How much is stored as what, by type name, most bytes first."""
+    groups: dict[str, list[StoredTensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.type.name, []).append(tensor)
+    counts = {
+        name: StorageCount(len(group), sum(t.elements for t in group), sum(t.nbytes for t in group))
+        for name, group in groups.items()
+    }
+    return dict(sorted(counts.items(), key=lambda item: -item[1].nbytes))
 
 
 def match_weights(

@@ -19,7 +19,8 @@ _ENCODING = re.compile(r"i?q\d(_\w)*|b?fp?(16|32)", re.IGNORECASE)
 _SIZE = re.compile(r"(A|\d+x)?\d+([._]\d+)?[KMBT]\d?|small|mini|medium|large|x?xl", re.IGNORECASE)
 _FINETUNE = re.compile(r"chat|instruct|vision|lora", re.IGNORECASE)
 _NOT_TITLED = re.compile(r"v\d+(\.\d+)*|\d.*")
-_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+_DIGITS = {"K": 3, "M": 6, "B": 9, "T": 12}
+_UNITS = {unit: 10**digits for unit, digits in _DIGITS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +125,8 @@ def title(text: str) -> str:
 
 def size_label(parameters: int) -> str:
     """A parameter count in at least two digits: ``5.7M``, ``1.2B``, ``70B``."""
-    for unit in "TBMK":
-        if parameters > _UNITS[unit] or unit == "K":
-            scaled = parameters / _UNITS[unit]
-            break
+    unit = next((u for u in "TBM" if parameters > _UNITS[u]), "K")
+    scaled = parameters * float(f"1e-{_DIGITS[unit]}")  # rounds as the field's tools do
     digits = max(2 - len(str(round(scaled)).lstrip("0")), 0)
     return f"{scaled:.{digits}f}{unit}"
 

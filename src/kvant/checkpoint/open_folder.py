@@ -20,7 +20,7 @@ __all__ = ["open_folder"]
 
 _EMBEDDING = f"{HF_NAMES['token_embd']}.weight"
 _HEAD = f"{HF_NAMES['output']}.weight"
-#: Bytes compared at a time.
+#: Elements compared at a time.
 _CHUNK = 4_000_000
 
 
@@ -98,7 +98,7 @@ def _instead(folder: Path) -> str:
 def _check_tied(embedding: StoredTensor, head: StoredTensor) -> None:
     """Make sure that ties are true: transformers 4 ignores a differing head, 5 uses it."""
     same = embedding.shape == head.shape
-    left, right = Weight("", embedding), Weight("", head)
+    left, right = Weight(_EMBEDDING, embedding), Weight(_HEAD, head)
     step = max(1, _CHUNK // max(1, embedding.row_length))
     with left.open() as a, right.open() as b:
         for start in range(0, embedding.rows if same else 0, step):

@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show.print_json({"results": [r.to_json() for r in results]})
         return 0
-    from kvant.evaluate.report import evaluation_table
+    from kvant.evaluation.report import evaluation_table
 
     show.print_table(evaluation_table(results))
     return 0

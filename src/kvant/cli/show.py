@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from kvant.evaluate.table import Table
+    from kvant.evaluation.table import Table
 
 __all__ = [
     "note",
@@ -39,7 +39,7 @@ def print_table(table: Table) -> None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table of rows; columns of numbers stand to the right."""
-    from kvant.evaluate.table import Column, Table
+    from kvant.evaluation.table import Column, Table
 
     columns = zip(header, *rows, strict=True)
     return Table(

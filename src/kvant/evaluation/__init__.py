@@ -1,0 +1,20 @@
+"""What a variant costs in quality: perplexity, divergence from the base, and how sure that is."""
+
+from __future__ import annotations
+
+from kvant.evaluation.corpus import Corpus
+from kvant.evaluation.measure import Progress, Subject, evaluate
+from kvant.evaluation.results import EvalResult, kld_difference, ln_ppl_difference, results_json
+from kvant.evaluation.runner import Runner
+
+__all__ = [
+    "Corpus",
+    "EvalResult",
+    "Progress",
+    "Runner",
+    "Subject",
+    "evaluate",
+    "kld_difference",
+    "ln_ppl_difference",
+    "results_json",
+]

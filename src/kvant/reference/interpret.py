@@ -1,0 +1,118 @@
+"""The NumPy fold: what each op means, in float32, for a batch of sequences.
+
+Plain on purpose. What is done for speed is only what keeps NumPy in its matrix kernels: all
+sequences of a batch go through a linear in one product, attention goes by tiles of queries so
+that scores stay small, and elementwise steps reuse their memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant.graph.ir import WeightRef
+from kvant.graph.ops import Add, Attention, Embedding, Fold, Linear, RmsNorm, Rope, SwiGlu
+
+__all__ = ["Interpreter"]
+
+Array = npt.NDArray[Any]
+"""A value: float32 [batch, n, width]; the token ids, which only an embedding sees, integers."""
+
+#: OpenBLAS shares a product of up to this many multiplications among no threads. The many small
+#: products of attention gain nothing from threads, and where another process keeps a core busy,
+#: waiting for each other made them 20 times slower.
+_ONE_THREAD = 2**18
+
+
+class Interpreter(Fold[Array]):
+    """Runs a graph on token ids [batch, n]; every value is float32 [batch, n, width].
+
+    Positions count from 0 in each sequence; nothing is kept between runs. ``weight`` gives a
+    declared weight as float32 of its shape, ``rows`` some rows of one (for embeddings).
+    """
+
+    def __init__(
+        self,
+        weight: Callable[[WeightRef], Array],
+        rows: Callable[[WeightRef, Array], Array],
+    ) -> None:
+        self._weight, self._rows = weight, rows
+        self._turns: dict[tuple[Rope, int], tuple[Array, Array]] = {}
+
+    def embedding(self, op: Embedding, tokens: Array) -> Array:
+        """Rows of the table."""
+        return self._rows(op.weight, tokens.reshape(-1)).reshape(*tokens.shape, -1)
+
+    def linear(self, op: Linear, x: Array) -> Array:
+        """One product for all tokens of all sequences."""
+        y: Array = x.reshape(-1, x.shape[-1]) @ self._weight(op.weight).T
+        if op.bias is not None:
+            y += self._weight(op.bias)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    def rms_norm(self, op: RmsNorm, x: Array) -> Array:
+        """Over the last axis, by groups."""
+        parts = x.reshape(*x.shape[:-1], op.groups, -1)
+        mean = np.einsum("...i,...i->...", parts, parts)[..., None] / np.float32(parts.shape[-1])
+        y: Array = parts / np.sqrt(mean + np.float32(op.eps))
+        y *= self._weight(op.weight)
+        return y.reshape(x.shape)
+
+    def rope(self, op: Rope, x: Array) -> Array:
+        """Turn pairs (i, i + head_dim / 2) of every head."""
+        cos, sin = self._cos_sin(op, x.shape[-2])
+        heads = x.reshape(*x.shape[:-1], op.heads, 2, -1)
+        first, second = heads[..., 0, :], heads[..., 1, :]
+        y = np.empty_like(heads)
+        y[..., 0, :] = first * cos - second * sin
+        y[..., 1, :] = second * cos + first * sin
+        return y.reshape(x.shape)
+
+    def _cos_sin(self, op: Rope, n: int) -> tuple[Array, Array]:
+        """Of every position and pair: float32 [n, 1, head_dim / 2], by way of float64."""
+        if (op, n) not in self._turns:
+            if len(self._turns) > 3:  # queries and keys, of one length: all else is out of date
+                self._turns.clear()
+            angles = np.arange(n)[:, None, None] * op.frequencies
+            self._turns[op, n] = (
+                np.cos(angles).astype(np.float32),
+                np.sin(angles).astype(np.float32),
+            )
+        return self._turns[op, n]
+
+    def attention(self, op: Attention, query: Array, key: Array, value: Array) -> Array:
+        """Softmax over the keys up to each query, for all heads that share keys at once."""
+        batch, n, width = query.shape
+        shared, group = op.state.heads, op.heads // op.state.heads
+        # [batch, kv head, query head of it, token, element]; keys and values without the third.
+        q = query.reshape(batch, n, shared, group, -1).transpose(0, 2, 3, 1, 4)
+        k = key.reshape(batch, n, shared, 1, -1).transpose(0, 2, 3, 4, 1)
+        v = value.reshape(batch, n, shared, 1, -1).transpose(0, 2, 3, 1, 4)
+        out = np.empty((batch, n, shared, group, op.state.head_dim), np.float32)
+        tile = min(128, max(8, _ONE_THREAD // (n * op.state.head_dim)))
+        for start in range(0, n, tile):
+            stop = min(start + tile, n)
+            scores = (q[..., start:stop, :] * np.float32(op.scale)) @ k[..., :stop]
+            later = np.triu(np.ones((stop - start, stop - start), bool), 1)
+            scores[..., start:stop][..., later] = -np.inf
+            scores -= scores.max(axis=-1, keepdims=True)
+            np.exp(scores, out=scores)
+            mixed = scores @ v[..., :stop, :] / scores.sum(axis=-1, keepdims=True)
+            out[:, start:stop] = mixed.transpose(0, 3, 1, 2, 4)
+        return out.reshape(batch, n, width)
+
+    def swiglu(self, op: SwiGlu, gate: Array, up: Array) -> Array:
+        """``gate / (1 + exp(-gate)) * up``; exp overflows to infinity where the result is 0."""
+        with np.errstate(over="ignore"):
+            y = np.exp(-gate)
+        y += 1
+        np.divide(gate, y, out=y)
+        y *= up
+        return y
+
+    def add(self, op: Add, left: Array, right: Array) -> Array:
+        """Elementwise."""
+        return left + right

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         verify,
     )
     from kvant.errors import KvantError
-    from kvant.evaluate import EvalResult
+    from kvant.evaluation import EvalResult
     from kvant.export.gguf.verify import Verification
     from kvant.quant.recipe import Recipe, Rule
 
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "EvalResult": "kvant.evaluate",
+    "EvalResult": "kvant.evaluation",
     "KvantError": "kvant.errors",
     "Recipe": "kvant.quant.recipe",
     "Rule": "kvant.quant.recipe",

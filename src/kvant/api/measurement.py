@@ -19,6 +19,10 @@ __all__ = ["corpus_of", "evaluate", "open_subject", "read_text", "tokenizer_of"]
 
 _MAX_TEXT_BYTES = 1 << 30
 
+_KEEP_BYTES = 4 << 30
+"""Decoded weights of all models together that are kept in memory; beyond it each weight is decoded
+anew whenever it is used, which is slower and needs no more memory than the largest one."""
+
 
 def evaluate(
     models: Source | Sequence[Source],
@@ -49,7 +53,8 @@ def evaluate(
     opened = [open_source(m) for m in ([against] if against is not None else []) + named]
     tokenizer = tokenizer_of(opened[0])
     corpus = corpus_of(read_text(text), tokenizer, opened[0], context, chunks)
-    subjects = [open_subject(c) for c in opened]
+    keep = sum(4 * c.parameters for c in opened) <= _KEEP_BYTES
+    subjects = [open_subject(c, keep_decoded=keep) for c in opened]
     if against is not None:
         return measure(subjects[0], subjects[1:], corpus, progress=progress)
     results: tuple[EvalResult, ...] = ()
@@ -106,13 +111,15 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     return build(definition)
 
 
-def open_subject(checkpoint: Checkpoint, *, name: str | None = None) -> Subject:
+def open_subject(
+    checkpoint: Checkpoint, *, name: str | None = None, keep_decoded: bool = True
+) -> Subject:
     """A checkpoint as something to be measured, run by the reference interpreter."""
     definition = checkpoint.tokenizer()
     stored = [w.stored for w in checkpoint.weights.values()]
     return Subject(
         name=name or checkpoint.path.name,
-        runner=ReferenceModel(checkpoint),
+        runner=ReferenceModel(checkpoint, cache=keep_decoded),
         vocabulary=None if definition is None else definition.tokens,
         path=str(checkpoint.path),
         bytes=sum(f.stat().st_size for f in _weight_files(checkpoint)),

@@ -7,7 +7,6 @@ Configs come from files that may be hostile, so every number has a bound; the bo
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ __all__ = [
     "flag",
     "got",
     "real",
+    "shown",
     "vocabulary",
 ]
 
@@ -228,8 +228,17 @@ def field(described: Field) -> Any:
 
 def got(value: object) -> str:
     """What was found, for a message."""
+    return "it is missing" if value is None else f"got {shown(value)}"
+
+
+def shown(value: object) -> str:
+    """A value as config.json has it, shortened and safe to print."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if value is None:
-        return "it is missing"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"got {value}"
-    return f"got {quote(value, 40) if isinstance(value, str) else quote(str(value), 40)}"
+        return "null"
+    if isinstance(value, str):
+        return quote(value, 60)
+    # Built-in containers and numbers print their texts escaped.
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

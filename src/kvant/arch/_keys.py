@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
+from kvant.arch._fields import shown
 from kvant.errors import UnsupportedError
 from kvant.files.source import quote
 
@@ -74,9 +75,9 @@ def check_fixed(
     """
     for key, allowed in fixed.items():
         if key in values and not _is_one_of(values[key], allowed):
-            expected = " or ".join(map(_shown, allowed))
+            expected = " or ".join(map(shown, allowed))
             raise UnsupportedError(
-                f"{where}: {key!r} should be {expected}, got {_shown(values[key])}. "
+                f"{where}: {key!r} should be {expected}, got {shown(values[key])}. "
                 "kvant does not compute anything else for this architecture yet."
             )
 
@@ -114,17 +115,7 @@ def _message(key: str, value: object, where: str) -> str:
             "kvant does not run. Remove the key if the architecture is the standard one."
         )
     return (
-        f"{where}: {quote(key)} is {_shown(value)}, expected no such key: its name says that it "
+        f"{where}: {quote(key)} is {shown(value)}, expected no such key: its name says that it "
         "changes the computation, and kvant does not know how. Remove it if the model does not "
         "use it."
     )
-
-
-def _shown(value: object) -> str:
-    names = {None: "null", True: "true", False: "false"}
-    if value is None or isinstance(value, bool):
-        return names[value]
-    if isinstance(value, str):
-        return quote(value, 60)
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -7,9 +7,11 @@ sense; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from kvant.cli import convert, demo, evaluate, formats, inspect, quantize, verify
 from kvant.errors import KvantError
@@ -45,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    _prepare_streams()
     try:
         arguments = _parser().parse_args(argv)
         status: int = arguments.run(arguments)
@@ -57,9 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("kvant: interrupted; nothing was left half written.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader went away (`kvant formats | head`): no error, but nothing may be flushed again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader went away (`kvant formats | head`): no error
         return 0
+    except OSError as error:
+        # What rooms read and write is a KvantError by now: standard output, or a scratch folder.
+        where = f"{error.filename}: " if error.filename else "writing the output failed: "
+        print(f"kvant: {where}{error.strerror or error}.", file=sys.stderr)
+        _drop_output()
+        return 1
     except MemoryError:
         print(
             "kvant: there is not enough memory for this; close other programs or use fewer "
@@ -67,3 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _prepare_streams() -> None:
+    """Let nothing a command prints be an error: neither a closed stream nor a letter."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # started with it closed
+            setattr(sys, name, Path(os.devnull).open("w"))
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """What is still buffered for standard output goes nowhere, also when Python exits."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # not a file of the system (a test's buffer)
+        sys.stdout = io.StringIO()

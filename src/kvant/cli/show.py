@@ -24,7 +24,10 @@ __all__ = [
 
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    if not _knows(text, sys.stdout):
+        text = json.dumps(value, indent=2, allow_nan=False)
+    print(text)
 
 
 def note(text: str) -> None:
@@ -34,7 +37,7 @@ def note(text: str) -> None:
 
 def print_table(table: Table) -> None:
     """A table on stdout, in ASCII where the terminal knows no more."""
-    print(table.text(ascii_only=not _unicode(sys.stdout)), end="")
+    print(table.text(ascii_only=not _knows("±–─", sys.stdout)), end="")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -50,9 +53,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     )
 
 
-def _unicode(stream: TextIO) -> bool:
+def _knows(text: str, stream: TextIO) -> bool:
     try:
-        "±–─".encode(stream.encoding or "ascii")
+        text.encode(stream.encoding or "ascii")
     except (UnicodeError, LookupError):
         return False
     return True

@@ -1,0 +1,102 @@
+"""Small models with random weights, written to disk without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvant.arch import find_hf
+from kvant.checkpoint import Checkpoint
+from kvant.checkpoint.names import hf_name
+from kvant.files.gguf import TensorSpec, Value, header_bytes, padded
+from kvant.files.safetensors import write_safetensors
+from kvant.packing import get, quantize
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "max_position_embeddings": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 48,
+}
+QWEN2 = {**LLAMA, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+QWEN3 = {
+    **LLAMA,
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "head_dim": 16,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+CONFIGS = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}
+
+
+def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights by Hugging Face name, float32, for the architecture and config given."""
+    arch = find_hf(config, "config.json")
+    graph = arch.trace(arch.from_hf(config, "config.json")[0])
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for ref in graph.weights.values():
+        values = rng.normal(0, 0.15, ref.shape)
+        if ref.role.endswith("_norm"):
+            values += 1
+        weights[hf_name(ref)] = values.astype(np.float32)
+    return weights
+
+
+def write_folder(
+    folder: Path, config: dict[str, Any], weights: dict[str, np.ndarray] | None = None
+) -> Path:
+    """A Hugging Face folder with one safetensors file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = random_weights(config) if weights is None else weights
+    write_safetensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
+    return folder
+
+
+def write_gguf(
+    path: Path,
+    checkpoint: Checkpoint,
+    metadata: dict[str, Value] | None = None,
+    packing: str = "F32",
+    drop: tuple[str, ...] = (),
+    extra: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """The least GGUF file of a model: architecture, config and weights, matrices as ``packing``."""
+    arch = checkpoint.architecture
+    specs: list[TensorSpec] = []
+    blobs: list[bytes] = []
+    arrays = {n: w.read_f32(order=arch.gguf_rows) for n, w in checkpoint.weights.items()}
+    arrays |= arch.extra_tensors(checkpoint.config) | (extra or {})
+    for name, values in arrays.items():
+        if name in drop:
+            continue
+        rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]))
+        fits = values.ndim == 2 and values.shape[1] % get(packing).block == 0
+        kind = packing if fits else "F32"
+        specs.append(TensorSpec(name, get(kind).storage, values.shape))
+        blobs.append(rows.tobytes() if kind == "F32" else quantize(kind, rows).tobytes())
+    head, _ = header_bytes(arch.to_gguf(checkpoint.config) | (metadata or {}), specs)
+    with path.open("wb") as file:
+        file.write(head)
+        for blob in blobs:
+            file.write(blob.ljust(padded(len(blob), 32), b"\0"))
+    return path

@@ -21,14 +21,27 @@ static inline float round_to_half(float x) {
   return half_to_float(float_to_half(x));
 }
 
-// The half-precision scale a search starts from: the nearest, but below 128 steps of a subnormal half
-// never the smaller neighbour. Rounded down there, a scale cuts the largest integer (up to 128)
-// short by more than rounding does, or vanishes; rounded up, it only leaves the integers smaller.
-static inline float first_scale(float x) {
-  const float h = round_to_half(x);
-  const float size = h < 0 ? -h : h;
-  if (size >= 0x1p-17f || size >= (x < 0 ? -x : x)) return h;
-  return x < 0 ? h - 0x1p-24f : h + 0x1p-24f;
+// The same for a vector.
+static inline vf vround_to_half(vf x) {
+  x = vclamp(x, -65504.0f, 65504.0f);
+#if defined(__AVX512F__)
+  return (vf)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+  return (vf)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int l = 0; l < kLanes; ++l) x[l] = half_to_float(float_to_half(x[l]));
+  return x;
+#endif
+}
+
+// Half-precision scales to try: the nearest ones, but below 128 steps of a subnormal half never the
+// smaller neighbour. Rounded down there, a scale cuts the largest integer (up to 128) short by more
+// than rounding does, or vanishes; rounded up, it only leaves the integers smaller.
+static inline vf scales_near(vf x) {
+  const vf h = vround_to_half(x);
+  const vf size = vmax(h, -h);
+  const vi falls_short = (size < 0x1p-17f) & (size < vmax(x, -x));
+  return select(falls_short, select(x < 0.0f, h - 0x1p-24f, h + 0x1p-24f), h);
 }
 
 // Two blocks of 256 weights, transposed: tile t holds kLanes sub-blocks, element i of each side by
@@ -83,6 +96,33 @@ static inline float reciprocal_or_zero(float s) {
   return (s > kTiny || s < -kTiny) ? 1.0f / s : 0.0f;
 }
 
+// How many scales of a block are tried against the exact scales of its sub-blocks.
+inline constexpr int kCandidates = 16;
+
+// Of the candidates top / divisors[i] the one whose multiples by LO..HI are nearest to v[0..N), by
+// the sum of weight (v - d integer)^2; each lane works on a candidate of its own. The weight is the
+// curvature of a sub-block's error, so that this is the error the integers will cause.
+template <int N, int LO, int HI>
+static inline float choose_scale(const float* v, const float* weight, float top,
+                                 const float* divisors) {
+  float best_d = 0, best = 0;
+  for (int c = 0; c < kCandidates; c += kLanes) {
+    const vf d = scales_near(splat(top) / load(divisors + c));
+    const vf inverse = reciprocal_or_zero(d);
+    vf error = splat(0);
+    for (int j = 0; j < N; ++j) {
+      const vf rest = v[j] - d * vrint(vclamp(v[j] * inverse, LO, HI));
+      error += weight[j] * (rest * rest);
+    }
+    for (int l = 0; l < kLanes; ++l)
+      if ((c == 0 && l == 0) || error[l] < best) {
+        best = error[l];
+        best_d = d[l];
+      }
+  }
+  return best_d;
+}
+
 // ---- x ~ s q + b with q in 0..LEVELS, s >= 0 and b <= 0: Q2_K, Q4_K, Q5_K -----------------------
 
 template <int N, int LEVELS, int SCALE_MAX, int REFITS, const float* WIDTHS, int NWIDTHS,
@@ -91,7 +131,7 @@ struct AffineFit {
   static constexpr int kSubs = 256 / N;  // in one block
 
   struct Line {
-    vf s, b, gain;
+    vf s, b, gain, qq;
   };
 
   // Twice the inner products less the squares: how much of sum(w x^2) the line s q + b explains.
@@ -111,12 +151,12 @@ struct AffineFit {
     const vf s0 = select(m.qq > 0.0f, m.xq / select(m.qq > 0.0f, m.qq, splat(1)), zero);
     s = vmax(select(through_zero, s0, s), zero);
     b = select(through_zero, zero, b);
-    return {s, b, gain_of(m, sx, sw, s, b)};
+    return {s, b, gain_of(m, sx, sw, s, b), m.qq};
   }
 
   // What is known of every sub-block of the two blocks at hand.
   struct State {
-    alignas(64) float s[512 / N], b[512 / N];          // the best line, scales still exact
+    alignas(64) float s[512 / N], m[512 / N];          // the best line s q - m, scales still exact
     alignas(64) float sx[512 / N], sw[512 / N];        // its sums that do not depend on codes
     alignas(64) float d[512 / N], dmin[512 / N];       // its block's scales
     alignas(64) float sc[512 / N], mc[512 / N];        // its integers under them
@@ -132,14 +172,9 @@ struct AffineFit {
 
     float gains[2];
     for (int k = 0; k < 2; ++k) {
-      float smax = 0, mmax = 0;
-      for (int j = k * kSubs; j < (k + 1) * kSubs; ++j) {
-        if (st.s[j] > smax) smax = st.s[j];
-        if (-st.b[j] > mmax) mmax = -st.b[j];
-      }
       gains[k] = -3.0e38f;
-      set_block_scales(st, k, first_scale(smax / float(SCALE_MAX)),
-                       first_scale(mmax / float(SCALE_MAX)));
+      set_block_scales(st, k, first_scale(st.s + k * kSubs, st.qq + k * kSubs),
+                       first_scale(st.m + k * kSubs, st.sw + k * kSubs));
     }
     for (int round = 0;; ++round) {
       for (int t = 0; t < Tiles<N>::kTiles; ++t) settle(x.v[t], w.v[t], t * kLanes, st);
@@ -147,6 +182,20 @@ struct AffineFit {
       if (round == REFITS) break;
       for (int k = 0; k < 2; ++k) refit(st, k);
     }
+  }
+
+  // The block's scale for the exact scales (or minima) of its sub-blocks: the largest becomes an
+  // integer about SCALE_MAX, a little above it or as much below as serves the others.
+  static float first_scale(const float* v, const float* weight) {
+    constexpr float kMax = SCALE_MAX;
+    alignas(64) static constexpr float kDivisors[kCandidates] = {
+        kMax - 6.5f, kMax - 6.0f, kMax - 5.5f, kMax - 5.0f, kMax - 4.5f, kMax - 4.0f,
+        kMax - 3.5f, kMax - 3.0f, kMax - 2.5f, kMax - 2.0f, kMax - 1.5f, kMax - 1.0f,
+        kMax - 0.5f, kMax,        kMax + 0.5f, kMax + 1.0f};
+    float top = 0;
+    for (int j = 0; j < kSubs; ++j)
+      if (v[j] > top) top = v[j];
+    return choose_scale<kSubs, 0, SCALE_MAX>(v, weight, top, kDivisors);
   }
 
   static void set_block_scales(State& st, int k, float d, float dmin) {
@@ -206,17 +255,18 @@ struct AffineFit {
       }
     }
     const vf step = reciprocal_or_zero(hi - lo);
-    Line best = {splat(0), lo, 2.0f * lo * sx - lo * lo * sw};
+    Line best = {splat(0), lo, 2.0f * lo * sx - lo * lo * sw, splat(0)};
     const auto consider = [&](vf base, vf inverse) {
       const Line c = solve(sums<N, 0, LEVELS, WEIGHTED, true>(x, w, base, inverse), sx, sw);
       const vi better = c.gain > best.gain;
       best = {select(better, c.s, best.s), select(better, c.b, best.b),
-              select(better, c.gain, best.gain)};
+              select(better, c.gain, best.gain), select(better, c.qq, best.qq)};
     };
     for (int c = 0; c < NWIDTHS; ++c) consider(lo, WIDTHS[c] * step);
     for (int r = 0; r < 2; ++r) consider(best.b, reciprocal_or_zero(best.s));
     store(st.s + o, best.s);
-    store(st.b + o, best.b);
+    store(st.m + o, -best.b);
+    store(st.qq + o, best.qq);
     store(st.sx + o, sx);
     store(st.sw + o, sw);
   }
@@ -224,12 +274,12 @@ struct AffineFit {
   // Integer scale and minimum of each sub-block under the block's d and dmin: the neighbours of
   // the exact scale, each with the minimum that suits it, judged by the error they really give.
   static void settle(const float (*x)[kLanes], const float (*w)[kLanes], int o, State& st) {
-    const vf d = load(st.d + o), dmin = load(st.dmin + o), s = load(st.s + o), b = load(st.b + o);
+    const vf d = load(st.d + o), dmin = load(st.dmin + o), s = load(st.s + o), m0 = load(st.m + o);
     const vf sx = load(st.sx + o), sw = load(st.sw + o);
     const vf inv_d = reciprocal_or_zero(d), inv_dmin = reciprocal_or_zero(dmin);
     const vf inv_sw = reciprocal_or_zero(sw);
     const vf nearest = vrint(vclamp(s * inv_d, 0, SCALE_MAX));
-    const vf first_mc = vrint(vclamp(-b * inv_dmin, 0, SCALE_MAX));
+    const vf first_mc = vrint(vclamp(m0 * inv_dmin, 0, SCALE_MAX));
     vf best_sc = nearest, best_mc = first_mc, best_gain = splat(-3.0e38f);
     Sums best = {splat(0), splat(0), splat(0)};
     for (float delta : {0.0f, -1.0f, 1.0f}) {
@@ -275,14 +325,11 @@ struct SymmetricFit {
     x.load(x512);
     if constexpr (WEIGHTED) w.load(w512);
     State st;
-    for (int t = 0; t < Tiles<N>::kTiles; ++t) search(x.v[t], w.v[t], st.s + t * kLanes);
+    for (int t = 0; t < Tiles<N>::kTiles; ++t) search(x.v[t], w.v[t], t * kLanes, st);
     float gains[2];
     for (int k = 0; k < 2; ++k) {
-      float top = 0;
-      for (int j = k * kSubs; j < (k + 1) * kSubs; ++j)
-        if ((st.s[j] < 0 ? -st.s[j] : st.s[j]) > (top < 0 ? -top : top)) top = st.s[j];
       gains[k] = -3.0e38f;
-      set_block_scale(st, k, first_scale(top / float(-SCALE_HALF)));
+      set_block_scale(st, k, first_scale(st.s + k * kSubs, st.qq + k * kSubs));
     }
     for (int round = 0;; ++round) {
       for (int t = 0; t < Tiles<N>::kTiles; ++t) settle(x.v[t], w.v[t], t * kLanes, st);
@@ -290,6 +337,19 @@ struct SymmetricFit {
       if (round == REFITS) break;
       for (int k = 0; k < 2; ++k) refit(st, k);
     }
+  }
+
+  // The block's scale for the exact scales of its sub-blocks: the longest becomes an integer near
+  // the one end of the range, which is a step longer, or near the other.
+  static float first_scale(const float* v, const float* weight) {
+    constexpr float kLow = -SCALE_HALF, kHigh = SCALE_HALF - 1;
+    alignas(64) static constexpr float kDivisors[kCandidates] = {
+        kLow,     kLow + 1,  kLow + 2,  kLow + 3,  kLow + 4,  kLow + 5,  kLow + 6,  kLow + 7,
+        kHigh,    kHigh - 1, kHigh - 2, kHigh - 3, kHigh - 4, kHigh - 5, kHigh - 6, kHigh - 7};
+    float top = 0;
+    for (int j = 0; j < kSubs; ++j)
+      if ((v[j] < 0 ? -v[j] : v[j]) > (top < 0 ? -top : top)) top = v[j];
+    return choose_scale<kSubs, -SCALE_HALF, SCALE_HALF - 1>(v, weight, top, kDivisors);
   }
 
   static void set_block_scale(State& st, int k, float d) {
@@ -320,14 +380,14 @@ struct SymmetricFit {
     if (ss > 0.0f) set_block_scale(st, k, sx / ss);
   }
 
-  static void search(const float (*x)[kLanes], const float (*w)[kLanes], float* s_out) {
+  static void search(const float (*x)[kLanes], const float (*w)[kLanes], int o, State& st) {
     vf top = splat(0);
     for (int i = 0; i < N; ++i) {
       const vf xi = load(x[i]);
       top = select(vmax(xi, -xi) > vmax(top, -top), xi, top);
     }
     const vf step = reciprocal_or_zero(top);
-    vf best_s = splat(0), best_gain = splat(0);
+    vf best_s = splat(0), best_gain = splat(0), best_qq = splat(0);
     const auto consider = [&](vf inverse) {
       const Sums m =
           sums<N, -HALF, HALF - 1, WEIGHTED, false>(x, w, splat(0), inverse);
@@ -337,10 +397,12 @@ struct SymmetricFit {
       const vi better = gain > best_gain;
       best_s = select(better, s, best_s);
       best_gain = select(better, gain, best_gain);
+      best_qq = select(better, m.qq, best_qq);
     };
     for (int c = 0; c < NWIDTHS; ++c) consider(WIDTHS[c] * step);
     for (int r = 0; r < 2; ++r) consider(reciprocal_or_zero(best_s));
-    store(s_out, best_s);
+    store(st.s + o, best_s);
+    store(st.qq + o, best_qq);
   }
 
   static void settle(const float (*x)[kLanes], const float (*w)[kLanes], int o, State& st) {

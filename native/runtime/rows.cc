@@ -23,6 +23,13 @@ int64_t bytes_of(int type, int64_t n) {
   return n / s.elements * s.bytes;
 }
 
+// The largest weight a type holds; the packings keep scales in half precision. For bfloat16 it is the
+// largest single that rounding does not carry to infinity.
+float largest_of(int type) {
+  if (type == kF32) return 0x1.fffffep127f;
+  return type == kBF16 ? 0x1.fefffep127f : 65504.0f;
+}
+
 // Decodes and encodes runs of at most kRun weights; holds the scratch for it.
 class Codec {
  public:
@@ -91,7 +98,7 @@ BadValue convert_rows(int from, int to, const uint8_t* in, uint8_t* out, int64_t
   const Isa& isa = current_isa();
   Codec source(isa, from), target(isa, to);
   std::vector<float> x(kRun);
-  const float limit = (to == kF32 || to == kBF16) ? 3.40282347e38f : 65504.0f;
+  const float limit = largest_of(to);
   const int64_t total = rows * columns;
   for (int64_t row = 0, o = 0; o < total;) {
     // Without importance rows may be run together; with it a run must not cross a row's end.

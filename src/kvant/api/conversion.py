@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -186,7 +187,7 @@ def _output_path(checkpoint: Checkpoint, recipe: Recipe, output: Source | None) 
     if output is None:
         return Path(conventional)
     path = Path(output)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where nothing can be there
         return path / conventional
     if path.suffix != ".gguf":
         raise OutputError(
@@ -221,7 +222,7 @@ def _artefact(plan: Plan, paths: tuple[Path, ...], seconds: float | None) -> Art
 
 def _notes(plan: Plan) -> tuple[str, ...]:
     """Sentences a user should read: what gave way, and what was lost before kvant came."""
-    notes = list(plan.checkpoint.notes)
+    notes = [*plan.checkpoint.notes, *plan.notes]
     moved = Counter(
         (t.assignment.wanted, t.assignment.packing, t.assignment.slot.shape[-1])
         for t in plan.tensors

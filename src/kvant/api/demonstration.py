@@ -12,12 +12,13 @@ from kvant.api.conversion import quantize
 from kvant.api.measurement import corpus_of, open_subject, read_text, tokenizer_of
 from kvant.api.source import open_source
 from kvant.builtin import DEMO
+from kvant.errors import OutputError
 from kvant.evaluation import EvalResult
 from kvant.evaluation import evaluate as measure
 from kvant.packing import PrecisionClass
 from kvant.quant.presets import preset
 
-__all__ = ["DEMO_RECIPES", "DemoReport", "DemoRow", "demo"]
+__all__ = ["DEMO_RECIPES", "DemoReport", "DemoRow", "demo", "make_folder"]
 
 DEMO_RECIPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 
@@ -47,6 +48,19 @@ class DemoReport:
         }
 
 
+def make_folder(folder: Path) -> Path:
+    """Make ``folder`` unless it is there.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: the folder cannot be made: {error.strerror}.") from None
+    return folder
+
+
 def demo(
     *,
     keep: Path | None = None,
@@ -57,7 +71,7 @@ def demo(
     """Quantise the built-in model at six levels and measure each on the built-in text.
 
     Args:
-        keep: folder that keeps the GGUF files; by default they are deleted again.
+        keep: folder that keeps the GGUF files, made if need be; by default they are deleted again.
         force: replace files that ``keep`` holds already.
         threads: processors for quantising.
         progress: called with what is being done, steps done and steps in all.
@@ -68,7 +82,7 @@ def demo(
     started = time.perf_counter()
     report = progress or (lambda what, done, total: None)
     with tempfile.TemporaryDirectory(prefix="kvant-demo-") as scratch:
-        folder = Path(scratch) if keep is None else keep
+        folder = Path(scratch) if keep is None else make_folder(keep)
         paths = []
         for i, recipe in enumerate(DEMO_RECIPES):
             report(f"quantising {recipe}", i, len(DEMO_RECIPES))

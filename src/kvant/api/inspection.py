@@ -133,7 +133,7 @@ def inspect(source: Source, *, pre_tokenizer: str | None = None) -> Inspection:
         recipes=recipes,
         ignored=checkpoint.ignored,
         unused=checkpoint.unused,
-        notes=checkpoint.notes,
+        notes=checkpoint.notes + (tokenizer.notes if tokenizer else ()),
         obstacle=obstacle,
     )
 

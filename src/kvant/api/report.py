@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kvant.api.demonstration import DemoReport
+from kvant.api.demonstration import DemoReport, make_folder
 from kvant.errors import OutputError
 from kvant.evaluation.report import evaluation_table, quality_chart, quality_series
 from kvant.evaluation.table import Column, Table
 from kvant.files.atomic import write_atomic
 
-__all__ = ["demo_table", "write_report"]
+__all__ = ["check_report_folder", "demo_table", "write_report"]
+
+_FILES = ("report.md", "report.json", "quality.svg")
 
 
 def demo_table(report: DemoReport) -> Table:
@@ -20,16 +22,27 @@ def demo_table(report: DemoReport) -> Table:
     return evaluation_table([report.base, *(r.result for r in report.rows)], [classes])
 
 
+def check_report_folder(folder: Path, *, force: bool = False) -> None:
+    """Make the folder of a report before the work of a minute is done for it.
+
+    Raises:
+        OutputError: it cannot be made, or holds a report already and not ``force``.
+    """
+    make_folder(folder)
+    for name in _FILES:
+        if not force and (folder / name).exists():
+            raise OutputError(
+                f"{folder / name}: exists already. Choose another folder or pass --force."
+            )
+
+
 def write_report(report: DemoReport, folder: Path, *, force: bool = False) -> list[Path]:
     """Write ``report.md``, ``report.json`` and ``quality.svg`` into ``folder``.
 
     Raises:
         OutputError: the folder cannot be made, or holds these files already and not ``force``.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: the folder cannot be made: {error.strerror}.") from None
+    check_report_folder(folder, force=force)
     base = report.base
     chart = quality_chart(
         [quality_series("kvant", [row.result for row in report.rows])],
@@ -42,11 +55,7 @@ def write_report(report: DemoReport, folder: Path, *, force: bool = False) -> li
         f"{demo_table(report).markdown()}\n"
         "![mean KL divergence against file size](quality.svg)\n"
     )
-    files = {
-        "report.md": text,
-        "report.json": json.dumps(report.to_json(), indent=2) + "\n",
-        "quality.svg": chart.svg(),
-    }
-    for name, content in files.items():
+    contents = (text, json.dumps(report.to_json(), indent=2) + "\n", chart.svg())
+    for name, content in zip(_FILES, contents, strict=True):
         write_atomic(folder / name, content, force=force)
-    return [folder / name for name in files]
+    return [folder / name for name in _FILES]

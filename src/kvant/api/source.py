@@ -10,6 +10,8 @@ from kvant.checkpoint import Checkpoint, open_checkpoint
 
 __all__ = ["Source", "open_source", "resolve", "threads_or_default"]
 
+_MOST_THREADS = 512  # more than the largest machines have; starting thousands takes seconds
+
 Source = str | os.PathLike[str]
 """``demo``, a Hugging Face folder, or a GGUF file (any shard of a split one)."""
 
@@ -29,7 +31,7 @@ def resolve(source: Source) -> Path:
 def threads_or_default(threads: int | None) -> int:
     """The number of threads asked for, or one for each processor this process may use."""
     if threads is not None:
-        return max(1, threads)
+        return min(max(1, threads), _MOST_THREADS)
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1

@@ -31,6 +31,10 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from kvant.api import demo
 
+    if arguments.report is not None:
+        from kvant.api.report import check_report_folder
+
+        check_report_folder(Path(arguments.report), force=arguments.force)
     with show.step_progress("demo") as progress:
         report = demo(
             keep=None if arguments.keep is None else Path(arguments.keep),

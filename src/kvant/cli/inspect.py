@@ -52,7 +52,7 @@ def _print(found: Inspection) -> None:
         ("languages", ", ".join(info.languages) or "not stated"),
     ]
     about += [
-        ("stored as", f"{name}: {c.tensors} tensors, {size_text(c.nbytes)}")
+        ("stored as", f"{name}: {c.tensors} tensor{'s' * (c.tensors > 1)}, {size_text(c.nbytes)}")
         for name, c in found.storage.items()
     ]
     if found.tokenizer is None:

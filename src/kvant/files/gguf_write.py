@@ -182,6 +182,21 @@ def _text(text: str, what: str, most: int) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
+def _texts(texts: list[str], what: str) -> bytes:
+    """Many texts at once: vocabularies have hundreds of thousands."""
+    try:
+        raws = [text.encode() for text in texts]
+        fine = max(map(len, raws), default=0) <= MAX_STRING_BYTES
+    except UnicodeEncodeError:
+        fine = False
+    if not fine:
+        return b"".join(_text(text, what, MAX_STRING_BYTES) for text in texts)  # names the culprit
+    parts = [b""] * (2 * len(raws))
+    parts[::2] = map(struct.Struct("<Q").pack, map(len, raws))
+    parts[1::2] = raws
+    return b"".join(parts)
+
+
 def _value(key: str, value: Value) -> bytes:
     what = f"text under {key!r}"
     content = value.value
@@ -192,7 +207,7 @@ def _value(key: str, value: Value) -> bytes:
         if isinstance(content, (list, np.ndarray)):
             head += struct.pack("<IQ", value.item_type, len(content))
         if isinstance(content, list) and value.item_type is ValueType.STRING:
-            return head + b"".join(_text(text, what, MAX_STRING_BYTES) for text in content)
+            return head + _texts(content, what)
         if isinstance(content, np.ndarray) and content.dtype == ITEM_DTYPES.get(value.item_type):
             return head + content.tobytes()
     elif (layout := _LAYOUTS.get(value.type)) and isinstance(content, (bool, int, float)):

@@ -13,11 +13,12 @@ and what a line explains of sum w x x is its *gain*
 so the line of least squared error is the line of largest gain, and no pass over the errors is
 needed. The search tries codes from several stretches of the range ("widths"), solves each, then
 twice takes the codes of the best line and solves again (the alternation of Lloyd's algorithm).
-After that the scales must become small integers times the block's d (and dmin): each sub-block
-tries the integer nearest its scale and both neighbours, each with the minimum that suits it, and
-keeps what really gives the least error (`settle`). With codes and integers known, d and dmin have
-a least-squares answer of their own (`refit`); the sub-blocks then settle again, and the block
-keeps the better of the rounds.
+After that the scales must become small integers times the block's d (and dmin). Of a few values
+of d the one is taken whose multiples lie nearest to the exact scales (`choose_scale`). Then each
+sub-block tries the integer nearest its scale and both neighbours, each with the minimum that suits
+it, and keeps what really gives the least error (`settle`). With codes and integers known, d and
+dmin have a least-squares answer of their own (`refit`); the sub-blocks then settle again, and the
+block keeps the better of the rounds.
 
 All sums run over the weights in order, in float32, multiply and add never fused, so that every
 implementation that keeps this order gives the same bits.
@@ -25,6 +26,7 @@ implementation that keeps this order gives the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,8 +53,8 @@ def codes_of(x: Floats, base: Floats | np.float32, inverse: Floats, lo: int, hi:
     return np.rint(np.minimum(np.maximum(t, np.float32(lo)), np.float32(hi)))
 
 
-def first_scale(x: Floats) -> Floats:
-    """The half-precision scale a search starts from: the nearest, where halves are few the larger.
+def scales_near(x: Floats) -> Floats:
+    """Half-precision scales to try: the nearest ones, or the larger where halves are few.
 
     Below 128 steps of a subnormal half, a scale rounded down cuts the largest integer (up to 128)
     short by more than rounding does, or vanishes; rounded up, it only leaves the integers smaller.
@@ -60,6 +62,28 @@ def first_scale(x: Floats) -> Floats:
     h = to_half(x)
     short = (np.abs(h) < np.float32(2.0**-17)) & (np.abs(h) < np.abs(x))
     return np.where(short, h + np.copysign(np.float32(2.0**-24), x), h)
+
+
+def choose_scale(
+    v: Floats, weight: Floats, top: Floats, divisors: Sequence[float], lo: int, hi: int
+) -> Floats:
+    """For each block that of the scales ``top / divisors`` whose multiples are nearest to ``v``.
+
+    ``v`` [blocks, subs] are the exact scales of the sub-blocks, to become integers lo..hi.
+    ``weight``, of the same shape, is the curvature of a sub-block's error, so that the weighted
+    sum of squares is the error the integers will cause.
+    """
+    best_d = best = np.zeros_like(top)
+    for i, divisor in enumerate(divisors):
+        d = scales_near(top / np.float32(divisor))
+        inverse = reciprocal_or_zero(d)
+        error = np.zeros_like(top)
+        for vj, wj in zip(v.T, weight.T, strict=True):
+            rest = vj - d * codes_of(vj, _ZERO, inverse, lo, hi)
+            error = error + wj * (rest * rest)
+        better = (error < best) | (i == 0)
+        best, best_d = np.where(better, error, best), np.where(better, d, best_d)
+    return best_d
 
 
 @dataclass
@@ -155,10 +179,8 @@ class Affine:
         """Scales for blocks ``x`` [blocks, 256]."""
         blocks, subs = len(x), 256 // self.n
         run = _AffineRun(self, _blocks_to_subs(x, self.n), _weights(importance, self.n))
-        s, b = run.search()
-        top = np.float32(self.scale_max)
-        d = first_scale(np.maximum(s.reshape(blocks, subs).max(1), _ZERO) / top)
-        dmin = first_scale(np.maximum((-b).reshape(blocks, subs).max(1), _ZERO) / top)
+        s, b, qq = run.search()
+        d, dmin = self._first_scale(s, qq), self._first_scale(-b, run.sw)
         out, best = empty_scales(blocks), np.full(blocks, _WORST, np.float32)
         for round_ in range(self.refits + 1):
             fit = run.settle(s, b, np.repeat(d, subs), np.repeat(dmin, subs))
@@ -166,6 +188,16 @@ class Affine:
             if round_ < self.refits:
                 d, dmin = run.refit(fit, d, dmin, subs)
         return out
+
+    def _first_scale(self, v: Floats, weight: Floats) -> Floats:
+        """The largest exact scale becomes an integer about ``scale_max``: up to one above it, or
+        as much below as serves the others."""
+        by_block = v.reshape(-1, 256 // self.n)
+        top = np.maximum(by_block.max(1), _ZERO)
+        divisors = [self.scale_max - 6.5 + i / 2 for i in range(16)]
+        return choose_scale(
+            by_block, weight.reshape(by_block.shape), top, divisors, 0, self.scale_max
+        )
 
     def encode(self, x: Floats, scales: Scales) -> Codes:
         """Codes of blocks ``x`` under ``scales``."""
@@ -215,10 +247,10 @@ class _AffineRun(_Search):
         s = np.maximum(np.where(through_zero, s0, s), _ZERO)
         return s, np.where(through_zero, _ZERO, b)
 
-    def search(self) -> tuple[Floats, Floats]:
+    def search(self) -> tuple[Floats, Floats, Floats]:
         lo = np.minimum(self.x.min(0), _ZERO)
         step = reciprocal_or_zero(self.x.max(0) - lo)
-        best_s, best_b = np.zeros_like(lo), lo
+        best_s, best_b, best_qq = np.zeros_like(lo), lo, np.zeros_like(lo)
         best = _TWO * lo * self.sx - lo * lo * self.sw
         rounds: list[float | None] = [*self.spec.widths, None, None]
         for width in rounds:
@@ -231,8 +263,8 @@ class _AffineRun(_Search):
             gain = self.gain(m, s, b)
             better = gain > best
             best_s, best_b = np.where(better, s, best_s), np.where(better, b, best_b)
-            best = np.where(better, gain, best)
-        return best_s, best_b
+            best, best_qq = np.where(better, gain, best), np.where(better, m.qq, best_qq)
+        return best_s, best_b, best_qq
 
     def settle(self, s: Floats, b: Floats, d: Floats, dmin: Floats) -> _Settled:
         top = np.float32(self.spec.scale_max)
@@ -292,10 +324,8 @@ class Symmetric:
         """Scales for blocks ``x`` [blocks, 256]."""
         blocks = len(x)
         run = _SymmetricRun(self, _blocks_to_subs(x, self.n), _weights(importance, self.n))
-        s = run.search()
-        by_block = s.reshape(blocks, 16)
-        top = np.take_along_axis(by_block, np.abs(by_block).argmax(1)[:, None], 1)[:, 0]
-        d = first_scale(top / np.float32(-self.scale_half))
+        s, qq = run.search()
+        d = self._first_scale(s.reshape(blocks, 16), qq.reshape(blocks, 16))
         out, best = empty_scales(blocks), np.full(blocks, _WORST, np.float32)
         for round_ in range(self.refits + 1):
             fit = run.settle(s, np.repeat(d, 16))
@@ -305,6 +335,13 @@ class Symmetric:
                 sx = _block_sum(fit.sc * fit.m.xq, 16)
                 d = np.where(ss > 0, to_half(sx / np.where(ss > 0, ss, _ONE)), d)
         return out
+
+    def _first_scale(self, v: Floats, weight: Floats) -> Floats:
+        """The longest exact scale becomes an integer near one end of the range or the other."""
+        top = np.take_along_axis(v, np.abs(v).argmax(1)[:, None], 1)[:, 0]
+        lo, hi = -self.scale_half, self.scale_half - 1
+        divisors = [*(lo + i for i in range(8)), *(hi - i for i in range(8))]
+        return choose_scale(v, weight, top, divisors, lo, hi)
 
     def encode(self, x: Floats, scales: Scales) -> Codes:
         """Codes of blocks ``x`` under ``scales``, stored shifted to 0..2 half - 1."""
@@ -326,10 +363,10 @@ class _SymmetricRun(_Search):
         self.spec = spec
         self.lo, self.hi = -spec.half, spec.half - 1
 
-    def search(self) -> Floats:
+    def search(self) -> tuple[Floats, Floats]:
         top = np.take_along_axis(self.x, np.abs(self.x).argmax(0)[None], 0)[0]
         step = reciprocal_or_zero(top)
-        best_s, best = np.zeros_like(top), np.zeros_like(top)
+        best_s, best, best_qq = np.zeros_like(top), np.zeros_like(top), np.zeros_like(top)
         rounds: list[float | None] = [*self.spec.widths, None, None]
         for width in rounds:
             inverse = reciprocal_or_zero(best_s) if width is None else np.float32(width) * step
@@ -339,7 +376,8 @@ class _SymmetricRun(_Search):
             gain = s * m.xq
             better = gain > best
             best_s, best = np.where(better, s, best_s), np.where(better, gain, best)
-        return best_s
+            best_qq = np.where(better, m.qq, best_qq)
+        return best_s, best_qq
 
     def settle(self, s: Floats, d: Floats) -> _Settled:
         lo, hi = np.float32(-self.spec.scale_half), np.float32(self.spec.scale_half - 1)

@@ -218,7 +218,7 @@ def _library_tokenizer(
     try:
         return LibraryTokenizer(BPE(vocab, merges, **options))
     except Exception as error:  # the library raises plain Exception
-        check_merges(d)
+        check_merges(merges, vocab, d.where)
         raise FileFormatError(
             f"{d.where}: the tokenizers library refuses this vocabulary: {quote(str(error), 200)}. "
             "Fetch or convert the file again."
@@ -243,7 +243,7 @@ def _merger_of_bytes(d: TokenizerDefinition, vocab: dict[str, int]) -> Callable[
     from tokenizers import Tokenizer as LibraryTokenizer
 
     entry = pretokenizers.find(d.pre, d.where)
-    pairs = split_merges(d)
+    pairs = split_merges(d.merges or [], d.where)
     if len(set(pairs)) != len(pairs):
         # Given twice, a merge has its first rank for llama.cpp and its last for the library.
         pairs = list(dict.fromkeys(pairs))

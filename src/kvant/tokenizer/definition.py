@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import cast
@@ -170,7 +171,7 @@ def _check_unique(d: TokenizerDefinition) -> None:
             )
 
 
-def split_merges(definition: TokenizerDefinition) -> list[tuple[str, str]]:
+def split_merges(merges: Sequence[str], where: str) -> list[tuple[str, str]]:
     """The two sides of each merge, which is written ``"left right"``.
 
     The first space that is not the first character separates, as llama.cpp reads it, so a left
@@ -179,7 +180,6 @@ def split_merges(definition: TokenizerDefinition) -> list[tuple[str, str]]:
     Raises:
         FileFormatError: a merge has no two sides.
     """
-    merges = definition.merges or []
     quick = [tuple(m.split(" ")) for m in merges]
     if all(map(all, quick)) and set(map(len, quick)) <= {2}:
         return cast("list[tuple[str, str]]", quick)
@@ -188,14 +188,14 @@ def split_merges(definition: TokenizerDefinition) -> list[tuple[str, str]]:
         at = merge.find(" ", 1)
         if not 0 < at < len(merge) - 1:
             raise FileFormatError(
-                f"{definition.where}: merge {rank} is {quote(merge)}, expected two tokens with a "
-                "space between. Fetch or convert the file again."
+                f"{where}: merge {rank} is {quote(merge)}, expected two tokens with a space "
+                "between. Fetch or convert the file again."
             )
         pairs.append((merge[:at], merge[at + 1 :]))
     return pairs
 
 
-def check_merges(definition: TokenizerDefinition) -> None:
+def check_merges(pairs: Iterable[tuple[str, str]], vocab: Container[str], where: str) -> None:
     """Check that both sides and the union of every merge are tokens.
 
     Takes as long as building a tokenizer, which finds the same faults; so only who writes a
@@ -204,12 +204,11 @@ def check_merges(definition: TokenizerDefinition) -> None:
     Raises:
         FileFormatError: some are not.
     """
-    vocab = frozenset(definition.tokens)
-    for rank, (left, right) in enumerate(split_merges(definition)):
+    for rank, (left, right) in enumerate(pairs):
         union = left + right
         if left not in vocab or right not in vocab or union not in vocab:
             missing = next(t for t in (left, right, union) if t not in vocab)
             raise FileFormatError(
-                f"{definition.where}: merge {rank}, {quote(f'{left} {right}')}, needs the token "
+                f"{where}: merge {rank}, {quote(f'{left} {right}')}, needs the token "
                 f"{quote(missing)}, which the vocabulary lacks. Fetch or convert the file again."
             )

@@ -19,6 +19,7 @@ from kvant.tokenizer.definition import (
     MAX_TOKENS,
     TokenizerDefinition,
     check_merges,
+    split_merges,
 )
 from kvant.tokenizer.hf_ends import Ends, read_ends
 from kvant.tokenizer.hf_files import Sources, load_sources, wrong
@@ -74,7 +75,7 @@ def from_folder(
             f"{folder}: the tokenizer is of SentencePiece's kind, which has no pre-tokenizer; "
             "leave --pre-tokenizer out."
         )
-    if sources.model_path.is_file() or sources.tokenizer:
+    if sources.model_path.is_file() or sources.tokenizer_path.is_file():
         return _sentencepiece(sources, vocab_size)
     raise InputError(
         f"{folder}: no tokenizer: neither tokenizer.json nor tokenizer.model is there. Fetch "
@@ -124,6 +125,8 @@ def _byte_level(sources: Sources, vocab_size: int, pre: str | None) -> Tokenizer
     model = _model(sources, byte_fallback=False)
     merges = model_merges(sources)
     vocab = model_vocab(sources, vocab_size)
+    pairs = split_merges(merges, where)
+    check_merges(pairs, vocab, where)
     found = of_bytes(sources, vocab, vocab_size)
     found.notes += _normalizer_notes(sources)
     ends = read_ends(sources, _ids(found), vocab_size)
@@ -132,7 +135,7 @@ def _byte_level(sources: Sources, vocab_size: int, pre: str | None) -> Tokenizer
         entry, differs = pretokenizers.recognise(
             sources.tokenizer.get("pre_tokenizer"),
             model.get("ignore_merges") is True,
-            lambda: _merging_reaches_all(vocab, merges),
+            lambda: _merging_reaches_all(vocab, pairs),
             where,
         )
         if differs:
@@ -140,7 +143,7 @@ def _byte_level(sources: Sources, vocab_size: int, pre: str | None) -> Tokenizer
     if ends.decided and entry.add_bos:
         # llama.cpp would put the token there unless told not to; this tokenizer does not.
         ends.add.setdefault("bos", False)
-    definition = _definition(
+    return _definition(
         sources,
         found,
         ends,
@@ -152,8 +155,6 @@ def _byte_level(sources: Sources, vocab_size: int, pre: str | None) -> Tokenizer
         if sources.tokenizer_config.get("add_prefix_space") is False
         else None,
     )
-    check_merges(definition)
-    return definition
 
 
 def _normalizer_notes(sources: Sources) -> list[str]:
@@ -177,16 +178,12 @@ def _normalizer_notes(sources: Sources) -> list[str]:
     )
 
 
-def _merging_reaches_all(vocab: Mapping[str, int], merges: list[str]) -> bool:
+def _merging_reaches_all(vocab: Mapping[str, int], merges: list[tuple[str, str]]) -> bool:
     """Whether every token is what merging makes of its own text."""
     from tokenizers.models import BPE
 
-    pairs = [(m[: m.find(" ", 1)], m[m.find(" ", 1) + 1 :]) for m in merges]
-    try:
-        bpe = BPE(dict(vocab), pairs)
-        return all(len(bpe.tokenize(t)) == 1 for t in vocab)
-    except Exception:  # bad merges are reported later, with their place
-        return True
+    bpe = BPE(dict(vocab), merges)
+    return all(len(bpe.tokenize(t)) == 1 for t in vocab)
 
 
 def _sentencepiece(sources: Sources, vocab_size: int) -> TokenizerDefinition:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.source import quote
 from kvant.tokenizer.build import SPACE, byte_token
-from kvant.tokenizer.definition import MAX_MERGES, TokenType
+from kvant.tokenizer.definition import MAX_MERGES, TokenType, check_merges, split_merges
 from kvant.tokenizer.hf_files import AddedToken, Sources, wrong
 from kvant.tokenizer.sentencepiece import SentencePieceModel
 from kvant.tokenizer.specials import looks_special
@@ -171,7 +171,8 @@ def of_merges(
         )
     found = Vocabulary(size)
     by_id = dict(sorted(vocab.items(), key=lambda item: item[1]))
-    pairs = [(m[: m.index(" ")], m[m.index(" ") + 1 :]) for m in merges]
+    pairs = split_merges(merges, where)
+    check_merges(pairs, vocab, where)
     scores, notes = scores_from_merges(by_id, pairs, where)
     found.notes += notes
     for (text, token), score in zip(by_id.items(), scores.tolist(), strict=True):

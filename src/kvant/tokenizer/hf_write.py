@@ -114,7 +114,7 @@ def _of_bytes(d: TokenizerDefinition, vocab: dict[str, int]) -> dict[str, Any]:
         },
         "unk_token": None,
         "ignore_merges": entry.ignore_merges,
-        "merges": [list(pair) for pair in dict.fromkeys(split_merges(d))],
+        "merges": [list(pair) for pair in dict.fromkeys(split_merges(d.merges or [], d.where))],
     }
 
 

@@ -13,9 +13,9 @@ Sources: Kudo and Richardson 2018, "SentencePiece"; ``llm_tokenizer_spm_session`
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -39,14 +39,16 @@ class MergeList:
     exact: bool
 
 
-def _splits(token: str, vocab: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+def _splits(token: str, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
     """The ways to make ``token`` of two tokens, longest left side first."""
+    found: list[tuple[str, str]] = []
     for at in range(len(token) - 1, 0, -1):
         left = token[:at]
         if left in vocab:
             right = token[at:]
             if right in vocab:
-                yield left, right
+                found.append((left, right))
+    return found
 
 
 def _check_lengths(tokens: Sequence[str], where: str) -> None:
@@ -65,11 +67,10 @@ def merges_from_scores(
 ) -> MergeList:
     """The merges that ``scores`` [vocab] imply, best first.
 
-    ``vocab`` maps each token to its id, in the order of ids. Ties between different tokens, and
-    tokens with a character that is no token itself, cannot be said in merges; then the list is
-    not exact. (One more difference is left aside, as in every converted tokenizer: a token may
-    be made by two different pairs that overlap in the text. Then the library prefers the pair
-    with the longer left side, SentencePiece the one further left.)
+    ``vocab`` maps each token to its id, in the order of ids. The list is not exact where merges
+    cannot say what scores do: different tokens with equal scores (except runs of one character,
+    see ``_in_rank``), a token with a character that is no token itself, or one that two pairs
+    can make which overlap in the text (see ``_overlaps``).
 
     Raises:
         UnsupportedError: tokens too long for a tokenizer of this kind.
@@ -78,17 +79,47 @@ def merges_from_scores(
     _check_lengths(tokens, where)
     merges: list[tuple[str, str]] = []
     exact = True
-    previous = math.inf
     values = scores.tolist()
-    for i in np.argsort(-scores, kind="stable").tolist():
-        token = tokens[i]
-        if len(token) > 1:
-            before = len(merges)
-            merges += _splits(token, vocab)
-            if len(merges) > before:
-                exact = exact and values[i] != previous
-                previous = values[i]
+    order = np.argsort(-scores, kind="stable").tolist()
+    for _, group in groupby(order, values.__getitem__):
+        ties = {t: found for i in group if (found := _splits(t := tokens[i], vocab))}
+        exact = exact and not any(_overlaps(t, found) for t, found in ties.items())
+        if len(ties) > 1:
+            exact = exact and _is_run("".join(ties))
+            merges += sorted(chain.from_iterable(ties.values()), key=_in_rank)
+        else:
+            merges += chain.from_iterable(ties.values())
     return MergeList(merges, exact and not _joins_strangers(tokens, vocab))
+
+
+def _overlaps(token: str, splits: list[tuple[str, str]]) -> bool:
+    """Whether three tokens a, b, d may lie in a row with ab = bd = ``token`` and b the longest.
+
+    SentencePiece then merges ab, which is further left, and the library bd, whose left side is
+    longer and so comes first in the list; for a b that is shorter than a both merge ab. Runs of
+    one character grow from the left, so this does not come up in them.
+    """
+    return any(
+        len(right) > len(left)
+        and token.startswith(right)
+        and (right, token[len(right) :]) in splits
+        for left, right in splits
+    ) and not _is_run(token)
+
+
+def _is_run(token: str) -> bool:
+    """Whether ``token`` is one character again and again."""
+    return token.count(token[0]) == len(token)
+
+
+def _in_rank(merge: tuple[str, str]) -> tuple[int, int]:
+    """The order of merges whose tokens have equal scores: longest left side first.
+
+    Published vocabularies have such ties between runs of spaces. SentencePiece takes the leftmost
+    pair, so a run grows from its left end. Longest left side first does the same in a list of
+    merges: wherever a run has begun to grow, that is where it goes on.
+    """
+    return -len(merge[0]), -len(merge[1])
 
 
 def _joins_strangers(tokens: Sequence[str], vocab: Mapping[str, int]) -> bool:
@@ -122,26 +153,14 @@ def scores_from_merges(
     """
     tokens = list(vocab)
     _check_lengths(tokens, where)
+    rank = _ranks(merges, where)
     scores = np.zeros(len(tokens), np.float32)
-    group: dict[str, int] = {}
-    last = ""
-    for left, right in merges:
-        token = left + right
-        if token != last:
-            if token in group:
-                raise UnsupportedError(
-                    f"{where}: the merges that make {quote(token)} are not next to each other, so "
-                    "no score for it gives the same order, and GGUF holds scores for this kind of "
-                    "tokenizer. Convert from the tokenizer.model the file was made from."
-                )
-            group[token] = len(group)
-            last = token
     listed = set(merges)
     extra: list[tuple[str, str]] = []
-    rest = len(group)
+    rest = len(merges)
     for i, token in enumerate(tokens):
-        if token in group:
-            scores[i] = -group[token]
+        if token in rank:
+            scores[i] = -rank[token]
         elif len(token) == 1:  # as SentencePiece orders them; no merge makes them
             scores[i] = -rest
             rest += 1
@@ -154,6 +173,33 @@ def scores_from_merges(
         f"llama.cpp will merge {count} pairs of tokens that the file does not list, such as "
         f"{quote(left)} and {quote(right)}, so some ids may differ."
     ]
+
+
+def _ranks(merges: Sequence[tuple[str, str]], where: str) -> dict[str, int]:
+    """Token -> a number that orders tokens as the merges do; equal for runs that interleave."""
+    last = {left + right: i for i, (left, right) in enumerate(merges)}
+    rank: dict[str, int] = {}
+    start = 0
+    while start < len(merges):
+        # The shortest stretch whose tokens have no merges beyond it: mostly one token's.
+        at, end = start, start + 1
+        while at < end:
+            end = max(end, last["".join(merges[at])] + 1)
+            at += 1
+        stretch = list(merges[start:end])
+        tokens = dict.fromkeys("".join(m) for m in stretch)
+        if len(tokens) > 1 and not (
+            _is_run("".join(tokens)) and stretch == sorted(stretch, key=_in_rank)
+        ):
+            first, second = list(tokens)[:2]
+            raise UnsupportedError(
+                f"{where}: the merges that make {quote(first)} and {quote(second)} are in an order "
+                "that no scores give, and GGUF holds scores for this kind of tokenizer. Convert "
+                "from the tokenizer.model the file was made from."
+            )
+        rank.update(dict.fromkeys(tokens, start))
+        start = end
+    return rank
 
 
 class ScoreMerger:

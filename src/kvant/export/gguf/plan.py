@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -96,13 +97,18 @@ class Shard:
     metadata: Mapping[str, Value]
     size: int
 
-    def header(self, checksums: Sequence[int] | None = None) -> tuple[bytes, list[int]]:
-        """The header and each tensor's offset in the file; checksums are zero if not given."""
-        sums = np.zeros(len(self.tensors), np.uint64)
-        sums[:] = 0 if checksums is None else checksums
-        keys = {**self.metadata, CHECKSUMS: array(ValueType.UINT64, sums)}
-        header, offsets = header_bytes(keys, [t.spec for t in self.tensors])
-        return header, [len(header) + offset for offset in offsets]
+    @property
+    def offsets(self) -> list[int]:
+        """Where each tensor starts in the file."""
+        nbytes = [padded(t.spec.nbytes, DEFAULT_ALIGNMENT) for t in self.tensors]
+        return list(accumulate(nbytes[:-1], initial=self.size - sum(nbytes)))
+
+    def header(self, checksums: Sequence[int]) -> bytes:
+        """What stands before the first tensor."""
+        sums = array(ValueType.UINT64, np.array(checksums, np.uint64))
+        keys = {**self.metadata, CHECKSUMS: sums}
+        header, _ = header_bytes(keys, [t.spec for t in self.tensors])
+        return header
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,8 @@ class Plan:
     recipe: Recipe
     overrides: tuple[str, ...]
     shards: tuple[Shard, ...]
+    notes: tuple[str, ...] = ()
+    """What of the source's tokenizer the file does not carry."""
 
     @property
     def tensors(self) -> tuple[PlannedTensor, ...]:
@@ -176,15 +184,19 @@ def plan_export(
         model = model_metadata(checkpoint)
     keys = _recipe_metadata(recipe, overrides)
     shards = tuple(_shards(tensors, model, keys, split_size))
-    return Plan(checkpoint, recipe, tuple(overrides), shards)
+    return Plan(checkpoint, recipe, tuple(overrides), shards, model.notes)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelKeys:
-    """Metadata that does not depend on the recipe, and the bytes it takes in a header."""
+    """Metadata that does not depend on the recipe, and the bytes it takes in a header.
+
+    ``notes`` say what of the source it does not carry.
+    """
 
     values: Mapping[str, Value]
     length: int
+    notes: tuple[str, ...] = ()
 
 
 def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) -> ModelKeys:
@@ -210,11 +222,12 @@ def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) 
         from kvant.tokenizer.gguf_meta import to_metadata
 
         keys.update(to_metadata(tokenizer))
+        return _model_keys(keys, tokenizer.notes)
     return _model_keys(keys)
 
 
-def _model_keys(values: Mapping[str, Value]) -> ModelKeys:
-    return ModelKeys(values, len(metadata_bytes(values)))
+def _model_keys(values: Mapping[str, Value], notes: tuple[str, ...] = ()) -> ModelKeys:
+    return ModelKeys(values, len(metadata_bytes(values)), notes)
 
 
 def _recipe_metadata(recipe: Recipe, overrides: Sequence[str]) -> dict[str, Value]:
@@ -271,13 +284,11 @@ def _shards(
     recipe_keys: Mapping[str, Value],
     split_size: int | None,
 ) -> Iterator[Shard]:
-    groups = _groups(tensors, split_size)
+    groups = _groups(tensors, model, recipe_keys, split_size)
     for number, group in enumerate(groups):
         own: dict[str, Value] = {}
         if len(groups) > 1:
-            own["split.no"] = uint16(number)
-            own["split.count"] = uint16(len(groups))
-            own["split.tensors.count"] = int32(len(tensors))
+            own = _split_keys(number, len(groups), len(tensors))
         sums = {CHECKSUMS: array(ValueType.UINT64, np.zeros(len(group), np.uint64))}
         length = len(metadata_bytes({**own, **sums}))
         if number == 0:  # the other shards only say which part they are
@@ -286,26 +297,45 @@ def _shards(
         yield Shard(tuple(group), own, _file_size(group, length))
 
 
+def _split_keys(number: int, count: int, tensors: int) -> dict[str, Value]:
+    return {
+        "split.no": uint16(number),
+        "split.count": uint16(count),
+        "split.tensors.count": int32(tensors),
+    }
+
+
 def _file_size(tensors: Sequence[PlannedTensor], metadata_length: int) -> int:
     """Exact bytes of a file: header, tensors and padding."""
     header = header_length(metadata_length, [t.spec for t in tensors])
     return header + sum(padded(t.spec.nbytes, DEFAULT_ALIGNMENT) for t in tensors)
 
 
-def _groups(tensors: Sequence[PlannedTensor], split_size: int | None) -> list[list[PlannedTensor]]:
-    """Tensors in order, a new group whenever the next one would pass ``split_size``."""
+def _groups(
+    tensors: Sequence[PlannedTensor],
+    model: ModelKeys,
+    recipe_keys: Mapping[str, Value],
+    split_size: int | None,
+) -> list[list[PlannedTensor]]:
+    """Tensors in order, a new group whenever the next one's file could pass ``split_size``."""
+    if split_size is None:
+        return [list(tensors)]
+    none = {CHECKSUMS: array(ValueType.UINT64, np.zeros(0, np.uint64))}
+    later = header_length(len(metadata_bytes({**_split_keys(0, 1, 1), **none})), [])
     groups: list[list[PlannedTensor]] = [[]]
-    filled = 0
+    filled = later + model.length + len(metadata_bytes(recipe_keys))
     for tensor in tensors:
-        nbytes = padded(tensor.spec.nbytes, DEFAULT_ALIGNMENT)
-        if split_size is not None and nbytes > split_size:
-            raise UsageError(
-                f"--split-size {split_size} bytes is less than tensor {tensor.name} takes "
-                f"({nbytes} bytes); a tensor cannot be split. Allow at least that."
-            )
-        if split_size is not None and groups[-1] and filled + nbytes > split_size:
+        # Its data, its entry and its checksum; rounded up, so a file may end some bytes early.
+        nbytes = padded(tensor.spec.nbytes, DEFAULT_ALIGNMENT) + header_length(8, [tensor.spec])
+        if groups[-1] and filled + nbytes > split_size:
             groups.append([])
-            filled = 0
+            filled = later
+        if filled + nbytes > split_size:
+            raise UsageError(
+                f"--split-size {split_size} bytes is less than a file with only tensor "
+                f"{tensor.name} takes ({filled + nbytes} bytes); a tensor cannot be split. "
+                "Allow at least that."
+            )
         groups[-1].append(tensor)
         filled += nbytes
     if len(groups) > 65_535:

@@ -9,6 +9,7 @@ what, so the bytes are the same for any number of threads. Peak memory is a few 
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -257,10 +258,12 @@ class _Stream:
             group = len(job.row_order)
             row = row // group * group + int(job.row_order[row % group])
         if np.isfinite(bad.value):
+            most, wider = ("3.39e38", "F32") if job.target.name == "BF16" else ("65504", "BF16")
             return DataError(
                 f"Tensor {job.name} has the weight {bad.value:g} at [{row}, {bad.column}], which "
-                f"{job.target.name} cannot hold (at most 65504). Use BF16 or F32 for it: "
-                f"--tensor '{job.name}=BF16'."
+                f"{job.target.name} cannot hold (at most {most}). Use {wider} for it: "
+                f"convert with --dtype {wider.lower()}, or quantize with "
+                f"--tensor '{re.escape(job.name)}={wider}'."
             )
         return DataError(
             f"Tensor {job.name} holds {bad.value} at [{row}, {bad.column}]; the checkpoint is "

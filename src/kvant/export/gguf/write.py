@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,10 +63,9 @@ def write_plan(
 
 
 def _jobs(shard: Shard, file: AtomicFile) -> list[TensorJob]:
-    _, offsets = shard.header()
     return [
         TensorJob(t.name, _source(t), t.spec.type, file, offset, t.row_order)
-        for t, offset in zip(shard.tensors, offsets, strict=True)
+        for t, offset in zip(shard.tensors, shard.offsets, strict=True)
     ]
 
 
@@ -91,10 +90,12 @@ def _write_headers(
     """Headers come last, because they hold the checksums of what follows them."""
     first = 0
     for shard, file in zip(shards, files, strict=True):
-        header, offsets = shard.header(checksums[first : first + len(shard.tensors)])
+        header = shard.header(checksums[first : first + len(shard.tensors)])
+        if len(header) != shard.offsets[0]:
+            raise AssertionError(f"the header takes {len(header)} bytes, not {shard.offsets[0]}")
         first += len(shard.tensors)
         file.write_at(header, 0)
-        end = offsets[-1] + shard.tensors[-1].spec.nbytes
+        end = shard.offsets[-1] + shard.tensors[-1].spec.nbytes
         file.write_at(bytes(shard.size - end), end)
         # Gaps between tensors were never written and read as zeros.
 
@@ -102,7 +103,10 @@ def _write_headers(
 def _refuse_overwriting_source(plan: Plan, paths: Sequence[Path]) -> None:
     for path in paths:
         for source in plan.checkpoint.files:
-            if path.exists() and source.exists() and path.samefile(source):
+            same = False
+            with suppress(OSError, ValueError):  # not there; whether it can be made is seen later
+                same = path.samefile(source)
+            if same:
                 raise OutputError(
                     f"{path}: is the source itself; name another output file with -o."
                 )

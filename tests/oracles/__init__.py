@@ -1,0 +1,1 @@
+"""What the tests compare kvant with: ggml itself, textbook searches, and weights to try them on."""

@@ -1,0 +1,27 @@
+"""Running the native kernels of each instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kvant import _core
+from kvant.packing import Packing, all_packings
+
+__all__ = ["BLOCK_PACKINGS", "K_PACKINGS", "PLAIN_PACKINGS", "using"]
+
+BLOCK_PACKINGS: tuple[Packing, ...] = tuple(p for p in all_packings() if p.block > 1)
+K_PACKINGS = tuple(p for p in BLOCK_PACKINGS if p.block == 256)
+PLAIN_PACKINGS = tuple(p for p in BLOCK_PACKINGS if p.block == 32)
+
+
+@contextmanager
+def using(isa: str) -> Iterator[None]:
+    """Use the kernels of one instruction set for a while."""
+    before = _core.current_isa()
+    if not _core.select_isa(isa):
+        raise ValueError(f"{isa} is not among {_core.isas()}")
+    try:
+        yield
+    finally:
+        _core.select_isa(before)

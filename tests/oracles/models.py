@@ -1,0 +1,153 @@
+"""Small models with random weights and a tokenizer, as Hugging Face folders.
+
+Written without torch and transformers, so that no test needs them for its input.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant.arch import find_hf
+from kvant.checkpoint.names import hf_name
+from kvant.files.safetensors import write_safetensors
+from kvant.packing import convert_rows
+from kvant.tokenizer.byte_alphabet import BYTE_CHARACTERS
+
+__all__ = ["LLAMA", "LLAMA3_ROPE", "QWEN2", "QWEN3", "make_folder", "weights_of"]
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "max_position_embeddings": 256,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 384,
+}
+"""Every row is a multiple of 256; queries share keys and values two by two."""
+QWEN2 = {**LLAMA, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+QWEN3 = {**LLAMA, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 128}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def weights_of(config: Mapping[str, Any], seed: int = 0) -> Arrays:
+    """Weights by Hugging Face name, float32, of sizes that keep activations near one."""
+    arch = find_hf(config, "config.json")
+    graph = arch.trace(arch.from_hf(config, "config.json")[0])
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for ref in graph.weights.values():
+        values = rng.standard_normal(ref.shape, np.float32)
+        if ref.role.endswith("_norm"):
+            values = 1 + 0.1 * values
+        elif ref.role == "output":
+            values *= 2 / np.sqrt(ref.shape[-1])  # so that likely tokens stand out
+        elif ref.role != "token_embd" and len(ref.shape) == 2:
+            values /= np.sqrt(ref.shape[-1])
+        elif ref.role == "token_embd" and config["tie_word_embeddings"]:
+            values *= 2 / np.sqrt(ref.shape[-1])
+        weights[hf_name(ref)] = values.astype(np.float32)
+    return weights
+
+
+def make_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Arrays | None = None,
+    *,
+    dtype: str = "F32",
+    shards: int = 1,
+    tokenizer: bool = True,
+    seed: int = 0,
+) -> Path:
+    """A Hugging Face folder; returns ``folder``.
+
+    Args:
+        folder: is made.
+        config: as config.json is to say.
+        weights: float32 by Hugging Face name; random ones by default.
+        dtype: "F32", "F16" or "BF16", what they are stored as.
+        shards: files the weights are spread over, in turns.
+        tokenizer: whether there is one, with a token for every row of the embedding.
+        seed: of the random weights.
+    """
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(dict(config)))
+    values = weights_of(config, seed) if weights is None else weights
+    stored = {name: _as(dtype, x) for name, x in values.items()}
+    halves = set(stored) if dtype == "BF16" else set()
+    if shards == 1:
+        write_safetensors(folder / "model.safetensors", stored, bf16=halves, sync=False)
+    else:
+        _write_shards(folder, stored, halves, shards)
+    if tokenizer:
+        _write_tokenizer(folder, int(config["vocab_size"]))
+    return folder
+
+
+def _as(dtype: str, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if dtype != "BF16":
+        return x.astype({"F32": np.float32, "F16": np.float16}[dtype])
+    flat = np.ascontiguousarray(x, np.float32).reshape(1, -1)
+    return convert_rows("F32", "BF16", flat.view(np.uint8), flat.size).view("<u2").reshape(x.shape)
+
+
+def _write_shards(folder: Path, stored: Arrays, bf16: set[str], count: int) -> None:
+    names = list(stored)
+    places = {}
+    for i in range(count):
+        file = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
+        part = {name: stored[name] for name in names[i::count]}
+        write_safetensors(folder / file, part, bf16=bf16 & set(part), sync=False)
+        places |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 0}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Byte-level BPE as GPT-2's: all bytes, some pairs of letters, and one special token."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    pairs = list(product(letters, letters))[: vocab_size - 257]
+    tokens = [*BYTE_CHARACTERS, *(a + b for a, b in pairs), "<|end|>"]
+    assert len(tokens) == vocab_size, f"no tokenizer of {vocab_size} tokens"
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    special = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": vocab_size - 1, "content": "<|end|>", "special": True, **special},
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {**byte_level, "use_regex": True},
+        "post_processor": None,
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": [list(pair) for pair in pairs],
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    said = {"bos_token": "<|end|>", "eos_token": "<|end|>", "tokenizer_class": "GPT2Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))

@@ -1,0 +1,90 @@
+"""What a model loses at each preset: kvant's files against llama-quantize's, same bytes per tensor.
+
+python bench/quantize_quality.py --llama-cpp build           # the built-in model and its text
+python bench/quantize_quality.py --llama-cpp build --model FOLDER --text FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from common import Bar, Report, add_options, child, kvant_command, machine, peer_binaries, table
+
+RECIPES = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K")
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description="Mean KL divergence of kvant's files and llama-quantize's from the same base."
+    )
+    parser.add_argument("--model", default="demo", help="what to quantise (default: demo)")
+    parser.add_argument("--text", metavar="FILE", help="UTF-8 text (default: the built-in one)")
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), metavar="RECIPE")
+    add_options(parser, rounds=None)
+    arguments = parser.parse_args()
+    peers = peer_binaries(arguments, "llama-quantize")
+    if not peers:
+        raise SystemExit("name llama.cpp's folder with --llama-cpp; bench/README.md says how")
+    quantizer = next(iter(peers.values()))
+    report = Report("Divergence at each preset, without importance", machine())
+    report.head()
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = _measure(arguments, quantizer, Path(scratch), report)
+    header = ("recipe", "kvant", "llama.cpp", "ratio", "difference", "standard error")
+    print(table(header, rows))
+    return report.finish(arguments)
+
+
+def _measure(
+    arguments: argparse.Namespace, quantizer: Path, folder: Path, report: Report
+) -> list[tuple[str, ...]]:
+    from kvant import evaluate
+    from kvant.evaluation import kld_difference
+
+    base = folder / "base.gguf"
+    child([*kvant_command(), "convert", arguments.model, "-o", base])
+    files = []
+    for recipe in arguments.recipes:
+        ours, theirs = folder / f"kvant-{recipe}.gguf", folder / f"llama.cpp-{recipe}.gguf"
+        child([*kvant_command(), "quantize", base, recipe, "-o", ours])
+        child([quantizer, base, theirs, recipe])
+        files += [ours, theirs]
+    results = evaluate(files, base, text=arguments.text)[1:]
+    rows: list[tuple[str, ...]] = []
+    for recipe, ours, theirs in zip(arguments.recipes, results[::2], results[1::2], strict=True):
+        assert ours.kld is not None
+        assert theirs.kld is not None
+        difference = kld_difference(ours, theirs)
+        ratio = ours.kld / theirs.kld
+        rows.append(
+            (
+                recipe,
+                f"{ours.kld:.6f}",
+                f"{theirs.kld:.6f}",
+                f"{ratio:.3f}",
+                f"{difference.value:+.6f}",
+                f"{difference.se:.6f}",
+            )
+        )
+        report.results.append(
+            {
+                "recipe": recipe,
+                "kvant": ours.kld,
+                "llama.cpp": theirs.kld,
+                "ratio": ratio,
+                "difference": difference.value,
+                "difference_se": difference.se,
+            }
+        )
+        report.bars.append(
+            Bar(f"{recipe}: difference in standard errors", difference.value / difference.se, 2.0)
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -55,16 +55,17 @@ def _measure(
         files += [ours, theirs]
     results = evaluate(files, base, text=arguments.text)[1:]
     rows: list[tuple[str, ...]] = []
-    for recipe, ours, theirs in zip(arguments.recipes, results[::2], results[1::2], strict=True):
-        assert ours.kld is not None
-        assert theirs.kld is not None
-        difference = kld_difference(ours, theirs)
-        ratio = ours.kld / theirs.kld
+    pairs = zip(arguments.recipes, results[::2], results[1::2], strict=True)
+    for recipe, mine, peer in pairs:
+        assert mine.kld is not None
+        assert peer.kld is not None
+        difference = kld_difference(mine, peer)
+        ratio = mine.kld / peer.kld
         rows.append(
             (
                 recipe,
-                f"{ours.kld:.6f}",
-                f"{theirs.kld:.6f}",
+                f"{mine.kld:.6f}",
+                f"{peer.kld:.6f}",
                 f"{ratio:.3f}",
                 f"{difference.value:+.6f}",
                 f"{difference.se:.6f}",
@@ -73,8 +74,8 @@ def _measure(
         report.results.append(
             {
                 "recipe": recipe,
-                "kvant": ours.kld,
-                "llama.cpp": theirs.kld,
+                "kvant": mine.kld,
+                "llama.cpp": peer.kld,
                 "ratio": ratio,
                 "difference": difference.value,
                 "difference_se": difference.se,

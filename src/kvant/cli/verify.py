@@ -58,6 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "good": "all checksums good",
         "bad": f"{len(found.damaged)} bad checksums",
         "none": "no checksums in the file (another tool wrote it)",
+        "stale": "no checksums of this file (another tool made it from one of kvant's)",
     }[found.checksums]
     verdict = "sound" if found.ok else "damaged"
     print(f"{found.path}: {verdict}; {found.tensors} tensors, {found.nbytes:,} bytes, {checksums}")

@@ -1,8 +1,8 @@
 """From a definition to a tokenizer that runs, with the ids llama.cpp would give.
 
 The ``tokenizers`` library does the merging. Cutting out special tokens and placing prefix spaces
-is done here, because llama.cpp has its own way with both: the longest special token first, where-
-ever it stands, and a prefix space after each.
+is done here, because llama.cpp has its own way with both: the longest special token first, at any
+place, and a prefix space after each.
 
 Source: ``llama_vocab::impl::tokenize``, ``tokenizer_st_partition`` and ``token_to_piece`` in
 llama.cpp's ``src/llama-vocab.cpp``.

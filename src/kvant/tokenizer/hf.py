@@ -130,8 +130,10 @@ def _byte_level(sources: Sources, vocab_size: int, pre: str | None) -> Tokenizer
     found = of_bytes(sources, vocab, vocab_size)
     found.notes += _normalizer_notes(sources)
     ends = read_ends(sources, _ids(found), vocab_size)
-    entry = pretokenizers.find(pre, where) if pre is not None else None
-    if entry is None:
+    if pre is not None:
+        entry = pretokenizers.find(pre, where)
+        found.notes.append(f"The pre-tokenizer {pre} is taken as given, not recognised.")
+    else:
         entry, differs = pretokenizers.recognise(
             sources.tokenizer.get("pre_tokenizer"),
             model.get("ignore_merges") is True,
@@ -190,6 +192,8 @@ def _sentencepiece(sources: Sources, vocab_size: int) -> TokenizerDefinition:
     pipeline_notes: list[str] = []
     prefix: bool | None = None
     has_model = sources.model_path.is_file()
+    if not has_model:
+        _model(sources, byte_fallback=True)
     if sources.tokenizer:
         try:
             prefix, pipeline_notes = _read_pipeline(sources)
@@ -212,7 +216,6 @@ def _sentencepiece(sources: Sources, vocab_size: int) -> TokenizerDefinition:
                     "tokenizer.model removes repeated spaces first; llama.cpp does not."
                 )
     else:
-        _model(sources, byte_fallback=True)
         merges = model_merges(sources)
         found = of_merges(sources, model_vocab(sources, vocab_size), merges, vocab_size)
     found.notes += pipeline_notes

@@ -148,8 +148,7 @@ def of_bytes(sources: Sources, vocab: Mapping[str, int], size: int) -> Vocabular
     found = Vocabulary(size)
     for text, token in vocab.items():
         found.put(token, text, TokenType.NORMAL)
-    added = _merged(sources, vocab, sources.tokenizer_path)
-    found.add(added)
+    found.add(_merged(sources, vocab, sources.tokenizer_path))
     return found
 
 
@@ -186,7 +185,10 @@ def of_pieces(sources: Sources, model: SentencePieceModel, size: int) -> Vocabul
     """The tokens of a tokenizer.model, and what the JSON files add to them."""
     found = Vocabulary(size)
     for i, piece in enumerate(model.pieces[:size]):
-        found.put(i, piece.text, piece.type, piece.score)
+        # As in the converter: a piece the user defined is merged like any other, because after
+        # one that is cut out of the text first llama.cpp would put a prefix space.
+        plain = piece.type == TokenType.USER_DEFINED
+        found.put(i, piece.text, TokenType.NORMAL if plain else piece.type, piece.score)
     if len(model.pieces) > size:
         found.notes.append(
             f"{len(model.pieces) - size} tokens of tokenizer.model are left out: the model has "

@@ -124,8 +124,9 @@ def _by_score(d: TokenizerDefinition, vocab: dict[str, int]) -> dict[str, Any]:
     found = merges_from_scores(vocab, scores[kept], d.where)
     if not found.exact:
         raise UnsupportedError(
-            f"{d.where}: the scores of this tokenizer (several are equal) cannot be said as the "
-            "merges that tokenizer.json has. Use the tokenizer.json the model came with."
+            f"{d.where}: no list of merges, as tokenizer.json has, does what the scores of this "
+            "tokenizer do (mostly because many are equal). Use the tokenizer.json the model came "
+            "with."
         )
     prefix = d.add_space_prefix is not False
     unknown = d.token_id("unk")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from kvant.arch import RowOrder
 from kvant.checkpoint import Checkpoint, Weight, rotary_row_order
@@ -30,7 +31,9 @@ from kvant.files.gguf import (
     strings,
     uint16,
     uint32,
+    uint64,
 )
+from kvant.files.tensor import StoredTensor
 from kvant.packing import get
 from kvant.quant.assign import Assignment, Slot, assign, parse_override
 from kvant.quant.recipe import ModelShape, Recipe
@@ -38,16 +41,22 @@ from kvant.version import __version__
 
 __all__ = [
     "CHECKSUMS",
+    "TABLE",
     "ModelKeys",
     "Plan",
     "PlannedTensor",
     "Shard",
     "model_metadata",
     "plan_export",
+    "table_checksum",
 ]
 
 CHECKSUMS = "kvant.tensor.xxh64"
 """Metadata key: the XXH64 of each tensor's bytes in file order, as llama-gguf-hash computes it."""
+
+TABLE = "kvant.tensor.table"
+"""Metadata key: the XXH64 of names, types and shapes of all tensors in order (`table_checksum`).
+Where it is not that of the file, another tool wrote the file and only copied our keys."""
 
 _QUANTISATION_VERSION = 2  # of ggml's block layouts, unchanged since May 2023
 
@@ -183,6 +192,7 @@ def plan_export(
     if model is None:
         model = model_metadata(checkpoint)
     keys = _recipe_metadata(recipe, overrides)
+    keys[TABLE] = uint64(table_checksum(t.spec for t in tensors))
     shards = tuple(_shards(tensors, model, keys, split_size))
     return Plan(checkpoint, recipe, tuple(overrides), shards, model.notes)
 
@@ -228,6 +238,12 @@ def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) 
 
 def _model_keys(values: Mapping[str, Value], notes: tuple[str, ...] = ()) -> ModelKeys:
     return ModelKeys(values, len(metadata_bytes(values)), notes)
+
+
+def table_checksum(tensors: Iterable[TensorSpec | StoredTensor]) -> int:
+    """What ``kvant.tensor.table`` says of these tensors."""
+    lines = (f"{t.name} {t.type.name} {'x'.join(map(str, t.shape))}\n" for t in tensors)
+    return xxhash.xxh64_intdigest("".join(lines).encode())
 
 
 def _recipe_metadata(recipe: Recipe, overrides: Sequence[str]) -> dict[str, Value]:

@@ -14,7 +14,7 @@ import xxhash
 
 from kvant.checkpoint import Checkpoint, Weight
 from kvant.errors import InputError, UsageError
-from kvant.export.gguf.plan import CHECKSUMS
+from kvant.export.gguf.plan import CHECKSUMS, TABLE, table_checksum
 from kvant.files.gguf import Finding, GgufFile, ValueType, check_layout
 from kvant.files.source import open_source
 from kvant.files.tensor import StoredTensor
@@ -45,8 +45,9 @@ class Reconstruction:
 class Verification:
     """What `verify_file` found.
 
-    ``checksums`` is "good", "bad" or "none" (the file carries none: another tool wrote it);
-    ``damaged`` names the tensors whose bytes do not have the checksum they should have.
+    ``checksums`` is "good", "bad", "none" (the file carries none: another tool wrote it) or
+    "stale" (another tool made the file from one of ours and copied them); ``damaged`` names the
+    tensors whose bytes do not have the checksum they should have.
     """
 
     path: Path
@@ -88,13 +89,14 @@ def verify_file(file: GgufFile, *, threads: int) -> Verification:
     """
     findings = check_layout(file)
     expected: dict[str, int] = {}
-    for part in file.parts or (file,):
+    stale = file.get_int(TABLE, None) not in (None, table_checksum(file.tensors.values()))
+    for part in () if stale else file.parts or (file,):
         expected.update(_stated_checksums(part))
     tensors = [t for t in file.tensors.values() if t.name in expected]
     with ThreadPoolExecutor(threads) as pool:
         sums = list(pool.map(_checksum, tensors))
     damaged = [t.name for t, got in zip(tensors, sums, strict=True) if got != expected[t.name]]
-    state = "none" if not expected else "bad" if damaged else "good"
+    state = "bad" if damaged else "stale" if stale else "good" if expected else "none"
     return Verification(
         file.path, len(file.tensors), file.size, tuple(findings), state, tuple(damaged)
     )

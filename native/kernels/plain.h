@@ -106,4 +106,57 @@ static inline void add_fifth_bits(const uint8_t* in, uint8_t* codes) {
 
 static inline void clear(Scales* s) { std::memset(s, 0, sizeof *s); }
 
+// ---- the grids: what a packing's file names; fit, encode and decode follow from it --------------
+
+// w = d (code - HALF), codes in 0..2 HALF - 1. The value of largest magnitude becomes code 0.
+template <int HALF>
+struct PlainSymmetricGrid {
+  static void fit(const float* x, const float*, Scales* s, int64_t blocks) {
+    for (int64_t k = 0; k < blocks; ++k) {
+      clear(s + k);
+      s[k].d = signed_max32(x + k * 32) / float(-HALF);
+    }
+  }
+
+  static void encode(const float* x, const Scales* s, uint8_t* codes, int64_t blocks) {
+    for (int64_t k = 0; k < blocks; ++k)
+      encode32<2 * HALF - 1>(x + k * 32, 0.0f, inverse_or_zero(s[k].d), float(HALF) + 0.5f,
+                             codes + k * 32);
+  }
+
+  static void decode(const uint8_t* codes, const Scales* s, float* y, int64_t blocks) {
+    for (int64_t k = 0; k < blocks; ++k) {
+      const float d = half_to_float(float_to_half(s[k].d));
+      for (int i = 0; i < 32; ++i) y[k * 32 + i] = float(int(codes[k * 32 + i]) - HALF) * d;
+    }
+  }
+};
+
+// w = d code + m, codes in 0..LEVELS; `dmin` is the minimum itself.
+template <int LEVELS>
+struct PlainAffineGrid {
+  static void fit(const float* x, const float*, Scales* s, int64_t blocks) {
+    for (int64_t k = 0; k < blocks; ++k) {
+      float lo, hi;
+      range32(x + k * 32, &lo, &hi);
+      clear(s + k);
+      s[k].d = (hi - lo) / float(LEVELS);
+      s[k].dmin = lo;
+    }
+  }
+
+  static void encode(const float* x, const Scales* s, uint8_t* codes, int64_t blocks) {
+    for (int64_t k = 0; k < blocks; ++k)
+      encode32<LEVELS>(x + k * 32, s[k].dmin, inverse_or_zero(s[k].d), 0.5f, codes + k * 32);
+  }
+
+  static void decode(const uint8_t* codes, const Scales* s, float* y, int64_t blocks) {
+    for (int64_t k = 0; k < blocks; ++k) {
+      const float d = half_to_float(float_to_half(s[k].d));
+      const float m = half_to_float(float_to_half(s[k].dmin));
+      for (int i = 0; i < 32; ++i) y[k * 32 + i] = float(codes[k * 32 + i]) * d + m;
+    }
+  }
+};
+
 }  // namespace kvant::KVANT_ISA

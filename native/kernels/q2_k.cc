@@ -8,34 +8,7 @@ namespace {
 
 constexpr int kBytes = 84;
 constexpr float kWidths[] = {1.4f, 1.7f, 2.0f, 2.2f, 2.4f, 2.6f, 2.8f, 3.0f, 3.2f, 3.4f, 3.7f};
-constexpr int kNumWidths = sizeof kWidths / sizeof *kWidths;
-
-template <bool WEIGHTED>
-using Fit = AffineFit<16, 3, 15, 2, kWidths, kNumWidths, WEIGHTED>;
-
-void fit(const float* x, const float* w, Scales* s, int64_t blocks) {
-  fit_blocks<Fit>(x, w, s, blocks);
-}
-
-void encode(const float* x, const Scales* s, uint8_t* codes, int64_t blocks) {
-  for (int64_t k = 0; k < blocks; ++k)
-    for (int j = 0; j < 16; ++j) {
-      const int64_t o = k * 256 + j * 16;
-      const float scale = s[k].d * float(s[k].sub[j]);
-      const float base = -(s[k].dmin * float(s[k].submin[j]));
-      encode_run<16, 0, 3>(x + o, base, reciprocal_or_zero(scale), codes + o);
-    }
-}
-
-void decode(const uint8_t* codes, const Scales* s, float* y, int64_t blocks) {
-  for (int64_t k = 0; k < blocks; ++k)
-    for (int j = 0; j < 16; ++j) {
-      const int64_t o = k * 256 + j * 16;
-      const float scale = s[k].d * float(s[k].sub[j]);
-      const float minimum = s[k].dmin * float(s[k].submin[j]);
-      for (int i = 0; i < 16; ++i) y[o + i] = scale * float(codes[o + i]) - minimum;
-    }
-}
+using Grid = AffineGrid<16, 3, 15, 2, kWidths>;
 
 void layout(const uint8_t* codes, const Scales* s, uint8_t* out, int64_t blocks) {
   for (int64_t k = 0; k < blocks; ++k) {
@@ -62,6 +35,7 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
 
 }  // namespace
 
-extern const PackingKernels kQ2_K = {10, 256, kBytes, fit, encode, decode, layout, unlayout};
+extern const PackingKernels kQ2_K = {10, 256, kBytes, Grid::fit, Grid::encode,
+                                     Grid::decode, layout, unlayout};
 
 }  // namespace kvant::KVANT_ISA

@@ -6,34 +6,9 @@ namespace kvant::KVANT_ISA {
 namespace {
 
 constexpr int kBytes = 110;
-constexpr float kWidths[] = {-5.0f, -4.6f, -4.3f, -4.0f, -3.7f, -3.4f, -3.1f, -2.8f, -2.5f, -2.2f, 2.2f, 2.5f, 2.8f, 3.1f, 3.4f, 3.7f, 4.0f, 4.3f};
-constexpr int kNumWidths = sizeof kWidths / sizeof *kWidths;
-
-template <bool WEIGHTED>
-using Fit = SymmetricFit<16, 4, 32, 1, kWidths, kNumWidths, WEIGHTED>;
-
-void fit(const float* x, const float* w, Scales* s, int64_t blocks) {
-  fit_blocks<Fit>(x, w, s, blocks);
-}
-
-// Codes are stored shifted to 0..7.
-void encode(const float* x, const Scales* s, uint8_t* codes, int64_t blocks) {
-  for (int64_t k = 0; k < blocks; ++k)
-    for (int j = 0; j < 16; ++j) {
-      const int64_t o = k * 256 + j * 16;
-      const float scale = s[k].d * float(s[k].sub[j]);
-      encode_run<16, -4, 3>(x + o, 0.0f, reciprocal_or_zero(scale), codes + o);
-    }
-}
-
-void decode(const uint8_t* codes, const Scales* s, float* y, int64_t blocks) {
-  for (int64_t k = 0; k < blocks; ++k)
-    for (int j = 0; j < 16; ++j) {
-      const int64_t o = k * 256 + j * 16;
-      const float scale = s[k].d * float(s[k].sub[j]);
-      for (int i = 0; i < 16; ++i) y[o + i] = scale * float(int(codes[o + i]) - 4);
-    }
-}
+constexpr float kWidths[] = {-5.0f, -4.6f, -4.3f, -4.0f, -3.7f, -3.4f, -3.1f, -2.8f, -2.5f, -2.2f, 2.2f,
+                             2.5f, 2.8f, 3.1f, 3.4f, 3.7f, 4.0f, 4.3f};
+using Grid = SymmetricGrid<4, 32, 1, kWidths>;
 
 // Sixteen 6-bit scales, stored plus 32, in 12 bytes: byte i of the first eight holds the low
 // nibbles of scales i and i + 8; byte 8 + i holds the top two bits of scales i, i + 4, i + 8, i + 12.
@@ -77,6 +52,7 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
 
 }  // namespace
 
-extern const PackingKernels kQ3_K = {11, 256, kBytes, fit, encode, decode, layout, unlayout};
+extern const PackingKernels kQ3_K = {11, 256, kBytes, Grid::fit, Grid::encode,
+                                     Grid::decode, layout, unlayout};
 
 }  // namespace kvant::KVANT_ISA

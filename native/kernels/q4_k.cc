@@ -7,34 +7,7 @@ namespace {
 
 constexpr int kBytes = 144;
 constexpr float kWidths[] = {13.8f, 14.1f, 14.4f, 14.7f, 15.0f, 15.3f, 15.6f, 15.9f, 16.2f, 16.6f};
-constexpr int kNumWidths = sizeof kWidths / sizeof *kWidths;
-
-template <bool WEIGHTED>
-using Fit = AffineFit<32, 15, 63, 1, kWidths, kNumWidths, WEIGHTED>;
-
-void fit(const float* x, const float* w, Scales* s, int64_t blocks) {
-  fit_blocks<Fit>(x, w, s, blocks);
-}
-
-void encode(const float* x, const Scales* s, uint8_t* codes, int64_t blocks) {
-  for (int64_t k = 0; k < blocks; ++k)
-    for (int j = 0; j < 8; ++j) {
-      const int64_t o = k * 256 + j * 32;
-      const float scale = s[k].d * float(s[k].sub[j]);
-      const float base = -(s[k].dmin * float(s[k].submin[j]));
-      encode_run<32, 0, 15>(x + o, base, reciprocal_or_zero(scale), codes + o);
-    }
-}
-
-void decode(const uint8_t* codes, const Scales* s, float* y, int64_t blocks) {
-  for (int64_t k = 0; k < blocks; ++k)
-    for (int j = 0; j < 8; ++j) {
-      const int64_t o = k * 256 + j * 32;
-      const float scale = s[k].d * float(s[k].sub[j]);
-      const float minimum = s[k].dmin * float(s[k].submin[j]);
-      for (int i = 0; i < 32; ++i) y[o + i] = scale * float(codes[o + i]) - minimum;
-    }
-}
+using Grid = AffineGrid<32, 15, 63, 1, kWidths>;
 
 void layout(const uint8_t* codes, const Scales* s, uint8_t* out, int64_t blocks) {
   for (int64_t k = 0; k < blocks; ++k) {
@@ -59,6 +32,7 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
 
 }  // namespace
 
-extern const PackingKernels kQ4_K = {12, 256, kBytes, fit, encode, decode, layout, unlayout};
+extern const PackingKernels kQ4_K = {12, 256, kBytes, Grid::fit, Grid::encode,
+                                     Grid::decode, layout, unlayout};
 
 }  // namespace kvant::KVANT_ISA

@@ -1,4 +1,5 @@
-// Q5_0: signed 5-bit codes with one scale per 32 weights. Block of 22 bytes: half d, 4 bytes of fifth bits, 16 bytes of nibbles.
+// Q5_0: signed 5-bit codes with one scale per 32 weights.
+// Block of 22 bytes: half d, 4 bytes of fifth bits, 16 bytes of nibbles.
 #include "plain.h"
 
 namespace kvant::KVANT_ISA {
@@ -6,24 +7,7 @@ namespace {
 
 constexpr int kBytes = 22;
 
-void fit(const float* x, const float*, Scales* s, int64_t blocks) {
-  for (int64_t k = 0; k < blocks; ++k) {
-    clear(s + k);
-    s[k].d = signed_max32(x + k * 32) / -16.0f;
-  }
-}
-
-void encode(const float* x, const Scales* s, uint8_t* codes, int64_t blocks) {
-  for (int64_t k = 0; k < blocks; ++k)
-    encode32<31>(x + k * 32, 0.0f, inverse_or_zero(s[k].d), 16.5f, codes + k * 32);
-}
-
-void decode(const uint8_t* codes, const Scales* s, float* y, int64_t blocks) {
-  for (int64_t k = 0; k < blocks; ++k) {
-    const float d = half_to_float(float_to_half(s[k].d));
-    for (int i = 0; i < 32; ++i) y[k * 32 + i] = float(int(codes[k * 32 + i]) - 16) * d;
-  }
-}
+using Grid = PlainSymmetricGrid<16>;
 
 void layout(const uint8_t* codes, const Scales* s, uint8_t* out, int64_t blocks) {
   for (int64_t k = 0; k < blocks; ++k) {
@@ -46,6 +30,7 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
 
 }  // namespace
 
-extern const PackingKernels kQ5_0 = {6, 32, kBytes, fit, encode, decode, layout, unlayout};
+extern const PackingKernels kQ5_0 = {6, 32, kBytes, Grid::fit, Grid::encode,
+                                     Grid::decode, layout, unlayout};
 
 }  // namespace kvant::KVANT_ISA

@@ -8,34 +8,9 @@ namespace kvant::KVANT_ISA {
 namespace {
 
 constexpr int kBytes = 210;
-constexpr float kWidths[] = {-33.2f, -32.6f, -32.2f, -31.8f, -31.4f, -31.0f, -30.6f, -30.1f, -29.6f, 30.2f, 30.7f, 31.1f, 31.5f};
-constexpr int kNumWidths = sizeof kWidths / sizeof *kWidths;
-
-template <bool WEIGHTED>
-using Fit = SymmetricFit<16, 32, 128, 0, kWidths, kNumWidths, WEIGHTED>;
-
-void fit(const float* x, const float* w, Scales* s, int64_t blocks) {
-  fit_blocks<Fit>(x, w, s, blocks);
-}
-
-// Codes are stored shifted to 0..63.
-void encode(const float* x, const Scales* s, uint8_t* codes, int64_t blocks) {
-  for (int64_t k = 0; k < blocks; ++k)
-    for (int j = 0; j < 16; ++j) {
-      const int64_t o = k * 256 + j * 16;
-      const float scale = s[k].d * float(s[k].sub[j]);
-      encode_run<16, -32, 31>(x + o, 0.0f, reciprocal_or_zero(scale), codes + o);
-    }
-}
-
-void decode(const uint8_t* codes, const Scales* s, float* y, int64_t blocks) {
-  for (int64_t k = 0; k < blocks; ++k)
-    for (int j = 0; j < 16; ++j) {
-      const int64_t o = k * 256 + j * 16;
-      const float scale = s[k].d * float(s[k].sub[j]);
-      for (int i = 0; i < 16; ++i) y[o + i] = scale * float(int(codes[o + i]) - 32);
-    }
-}
+constexpr float kWidths[] = {-33.2f, -32.6f, -32.2f, -31.8f, -31.4f, -31.0f, -30.6f, -30.1f, -29.6f, 30.2f,
+                             30.7f, 31.1f, 31.5f};
+using Grid = SymmetricGrid<32, 128, 0, kWidths>;
 
 void layout(const uint8_t* codes, const Scales* s, uint8_t* out, int64_t blocks) {
   for (int64_t k = 0; k < blocks; ++k) {
@@ -74,6 +49,7 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
 
 }  // namespace
 
-extern const PackingKernels kQ6_K = {14, 256, kBytes, fit, encode, decode, layout, unlayout};
+extern const PackingKernels kQ6_K = {14, 256, kBytes, Grid::fit, Grid::encode,
+                                     Grid::decode, layout, unlayout};
 
 }  // namespace kvant::KVANT_ISA

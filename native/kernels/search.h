@@ -7,6 +7,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <iterator>
 
 #include "half.h"
 #include "packing.h"
@@ -461,5 +462,67 @@ static inline void encode_run(const float* x, float base, float inverse, uint8_t
     store_bytes(codes + i, vtruncate(q) - LO);
   }
 }
+
+// ---- the grids: what a K-packing's file names; fit, encode and decode follow from it ------------
+
+// w = (d sub) q - dmin submin, q in 0..LEVELS, N weights a sub-block.
+template <int N, int LEVELS, int SCALE_MAX, int REFITS, const auto& WIDTHS>
+struct AffineGrid {
+  template <bool WEIGHTED>
+  using Fit = AffineFit<N, LEVELS, SCALE_MAX, REFITS, WIDTHS, std::size(WIDTHS), WEIGHTED>;
+
+  static void fit(const float* x, const float* w, Scales* s, int64_t blocks) {
+    fit_blocks<Fit>(x, w, s, blocks);
+  }
+
+  static void encode(const float* x, const Scales* s, uint8_t* codes, int64_t blocks) {
+    for (int64_t k = 0; k < blocks; ++k)
+      for (int j = 0; j < 256 / N; ++j) {
+        const int64_t o = k * 256 + j * N;
+        const float scale = s[k].d * float(s[k].sub[j]);
+        const float base = -(s[k].dmin * float(s[k].submin[j]));
+        encode_run<N, 0, LEVELS>(x + o, base, reciprocal_or_zero(scale), codes + o);
+      }
+  }
+
+  static void decode(const uint8_t* codes, const Scales* s, float* y, int64_t blocks) {
+    for (int64_t k = 0; k < blocks; ++k)
+      for (int j = 0; j < 256 / N; ++j) {
+        const int64_t o = k * 256 + j * N;
+        const float scale = s[k].d * float(s[k].sub[j]);
+        const float minimum = s[k].dmin * float(s[k].submin[j]);
+        for (int i = 0; i < N; ++i) y[o + i] = scale * float(codes[o + i]) - minimum;
+      }
+  }
+};
+
+// w = (d sub) (code - HALF), codes in 0..2 HALF - 1, 16 weights a sub-block.
+template <int HALF, int SCALE_HALF, int REFITS, const auto& WIDTHS>
+struct SymmetricGrid {
+  template <bool WEIGHTED>
+  using Fit = SymmetricFit<16, HALF, SCALE_HALF, REFITS, WIDTHS, std::size(WIDTHS), WEIGHTED>;
+
+  static void fit(const float* x, const float* w, Scales* s, int64_t blocks) {
+    fit_blocks<Fit>(x, w, s, blocks);
+  }
+
+  static void encode(const float* x, const Scales* s, uint8_t* codes, int64_t blocks) {
+    for (int64_t k = 0; k < blocks; ++k)
+      for (int j = 0; j < 16; ++j) {
+        const int64_t o = k * 256 + j * 16;
+        const float scale = s[k].d * float(s[k].sub[j]);
+        encode_run<16, -HALF, HALF - 1>(x + o, 0.0f, reciprocal_or_zero(scale), codes + o);
+      }
+  }
+
+  static void decode(const uint8_t* codes, const Scales* s, float* y, int64_t blocks) {
+    for (int64_t k = 0; k < blocks; ++k)
+      for (int j = 0; j < 16; ++j) {
+        const int64_t o = k * 256 + j * 16;
+        const float scale = s[k].d * float(s[k].sub[j]);
+        for (int i = 0; i < 16; ++i) y[o + i] = scale * float(int(codes[o + i]) - HALF);
+      }
+  }
+};
 
 }  // namespace kvant::KVANT_ISA

@@ -113,10 +113,8 @@ def convert_rows(
     """
     s, t = _storage(source), _storage(target)
     shape = (data.shape[0], t.row_bytes(columns))
-    if out is None:
-        out = np.empty(shape, np.uint8)
-    else:
-        out = out[: shape[0] * shape[1]].reshape(shape)
+    size = shape[0] * shape[1]
+    out = np.empty(shape, np.uint8) if out is None else out[:size].reshape(shape)
     bad = _core.quantize(s.id, t.id, data, out, columns, importance)
     if bad is not None:
         raise BadWeight(*bad)

@@ -7,22 +7,23 @@ Importance is not used: the formula fixes the scale.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from kvant.packing.half import half_bytes, half_values
 from kvant.packing.spec import Bytes, Codes, Floats, Scales, empty_scales
 
 __all__ = [
-    "affine_decode",
-    "affine_encode",
-    "affine_fit",
+    "PlainAffineGrid",
+    "PlainSymmetricGrid",
     "fifth_bits",
+    "from_nibbles",
+    "halves",
     "nibbles",
+    "read_halves",
     "scaled",
     "signed_max",
-    "symmetric_decode",
-    "symmetric_encode",
-    "symmetric_fit",
     "with_fifth_bits",
 ]
 
@@ -55,45 +56,53 @@ def _first(x: Floats, index: Floats) -> Floats:
     return np.take_along_axis(x, index[:, None], 1)[:, 0]
 
 
-def symmetric_fit(x: Floats, half: int) -> Scales:
-    """d = (value of largest magnitude) / -half, so that it becomes code 0."""
-    scales = empty_scales(len(x))
-    scales["d"] = signed_max(x) / np.float32(-half)
-    return scales
+@dataclass(frozen=True)
+class PlainSymmetricGrid:
+    """w = d (code - half), codes in 0..2 half - 1: Q4_0, Q5_0."""
+
+    half: int
+
+    def fit(self, x: Floats, importance: Floats | None) -> Scales:
+        """d = (value of largest magnitude) / -half, so that it becomes code 0."""
+        scales = empty_scales(len(x))
+        scales["d"] = signed_max(x) / np.float32(-self.half)
+        return scales
+
+    def encode(self, x: Floats, scales: Scales) -> Codes:
+        """trunc(x / d + half + 0.5), at most 2 half - 1."""
+        t = scaled(x, scales["d"], self.half + 0.5)
+        return np.clip(np.trunc(t), 0, 2 * self.half - 1).astype(np.uint8)
+
+    def decode(self, codes: Codes, scales: Scales) -> Floats:
+        """(code - half) d."""
+        d = scales["d"].astype(np.float16).astype(np.float32)
+        return (codes.astype(np.int32) - self.half).astype(np.float32) * d[:, None]
 
 
-def symmetric_encode(x: Floats, scales: Scales, half: int) -> Codes:
-    """trunc(x / d + half + 0.5), at most 2 half - 1."""
-    t = scaled(x, scales["d"], half + 0.5)
-    return np.clip(np.trunc(t), 0, 2 * half - 1).astype(np.uint8)
+@dataclass(frozen=True)
+class PlainAffineGrid:
+    """w = d code + m, codes in 0..levels: Q4_1, Q5_1."""
 
+    levels: int
 
-def symmetric_decode(codes: Codes, scales: Scales, half: int) -> Floats:
-    """(code - half) d."""
-    d = scales["d"].astype(np.float16).astype(np.float32)
-    return (codes.astype(np.int32) - half).astype(np.float32) * d[:, None]
+    def fit(self, x: Floats, importance: Floats | None) -> Scales:
+        """d = (max - min) / levels; ``dmin`` is the minimum, of zeros of both signs the first."""
+        scales = empty_scales(len(x))
+        lo = _first(x, x.argmin(1))
+        scales["d"] = (_first(x, x.argmax(1)) - lo) / np.float32(self.levels)
+        scales["dmin"] = lo
+        return scales
 
+    def encode(self, x: Floats, scales: Scales) -> Codes:
+        """trunc((x - min) / d + 0.5), at most ``levels``."""
+        t = scaled(x - scales["dmin"][:, None], scales["d"], 0.5)
+        return np.clip(np.trunc(t), 0, self.levels).astype(np.uint8)
 
-def affine_fit(x: Floats, levels: int) -> Scales:
-    """d = (max - min) / levels; ``dmin`` is the minimum, of zeros of both signs the first."""
-    scales = empty_scales(len(x))
-    lo = _first(x, x.argmin(1))
-    scales["d"] = (_first(x, x.argmax(1)) - lo) / np.float32(levels)
-    scales["dmin"] = lo
-    return scales
-
-
-def affine_encode(x: Floats, scales: Scales, levels: int) -> Codes:
-    """trunc((x - min) / d + 0.5), at most ``levels``."""
-    t = scaled(x - scales["dmin"][:, None], scales["d"], 0.5)
-    return np.clip(np.trunc(t), 0, levels).astype(np.uint8)
-
-
-def affine_decode(codes: Codes, scales: Scales) -> Floats:
-    """Code d + min."""
-    d = scales["d"].astype(np.float16).astype(np.float32)
-    m = scales["dmin"].astype(np.float16).astype(np.float32)
-    return codes.astype(np.float32) * d[:, None] + m[:, None]
+    def decode(self, codes: Codes, scales: Scales) -> Floats:
+        """Code d + min."""
+        d = scales["d"].astype(np.float16).astype(np.float32)
+        m = scales["dmin"].astype(np.float16).astype(np.float32)
+        return codes.astype(np.float32) * d[:, None] + m[:, None]
 
 
 def nibbles(codes: Codes) -> Bytes:

@@ -6,18 +6,10 @@ import numpy as np
 
 from kvant.packing.half import half_bytes, half_values
 from kvant.packing.k_layout import from_pair_runs, pair_runs
-from kvant.packing.search import Affine
-from kvant.packing.spec import Bytes, Codes, Floats, Packing, Scales, empty_scales
+from kvant.packing.search import AffineGrid
+from kvant.packing.spec import Bytes, Codes, Packing, Scales, empty_scales
 
 __all__ = ["Q2_K"]
-
-_SEARCH = Affine(
-    n=16,
-    levels=3,
-    scale_max=15,
-    refits=2,
-    widths=(1.4, 1.7, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.2, 3.4, 3.7),
-)
 
 
 class Q2_K(Packing):
@@ -27,15 +19,13 @@ class Q2_K(Packing):
     bits = 2
     good_for = "extreme limits and research: when nothing larger fits"
     block_layout = "16 x (4-bit scale, 4-bit minimum), 256 x 2 bits, half d, half dmin"
-
-    def fit(self, x: Floats, importance: Floats | None = None) -> Scales:
-        return _SEARCH.fit(x, importance)
-
-    def encode(self, x: Floats, scales: Scales) -> Codes:
-        return _SEARCH.encode(x, scales)
-
-    def decode(self, codes: Codes, scales: Scales) -> Floats:
-        return _SEARCH.decode(codes, scales)
+    grid = AffineGrid(
+        n=16,
+        levels=3,
+        scale_max=15,
+        refits=2,
+        widths=(1.4, 1.7, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.2, 3.4, 3.7),
+    )
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:
         sub = scales["sub"].astype(np.uint8) | scales["submin"] << 4

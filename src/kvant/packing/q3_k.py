@@ -6,36 +6,10 @@ import numpy as np
 
 from kvant.packing.half import half_bytes, half_values
 from kvant.packing.k_layout import bit_planes, from_bit_planes, from_pair_runs, pair_runs
-from kvant.packing.search import Symmetric
-from kvant.packing.spec import Bytes, Codes, Floats, Packing, Scales, empty_scales
+from kvant.packing.search import SymmetricGrid
+from kvant.packing.spec import Bytes, Codes, Packing, Scales, empty_scales
 
 __all__ = ["Q3_K"]
-
-_SEARCH = Symmetric(
-    half=4,
-    scale_half=32,
-    refits=1,
-    widths=(
-        -5.0,
-        -4.6,
-        -4.3,
-        -4.0,
-        -3.7,
-        -3.4,
-        -3.1,
-        -2.8,
-        -2.5,
-        -2.2,
-        2.2,
-        2.5,
-        2.8,
-        3.1,
-        3.4,
-        3.7,
-        4.0,
-        4.3,
-    ),
-)
 
 
 class Q3_K(Packing):
@@ -45,15 +19,31 @@ class Q3_K(Packing):
     bits = 3
     good_for = "small devices that must give up some quality for size"
     block_layout = "256 third bits, 256 x 2 bits, 16 x 6-bit scale, half d"
-
-    def fit(self, x: Floats, importance: Floats | None = None) -> Scales:
-        return _SEARCH.fit(x, importance)
-
-    def encode(self, x: Floats, scales: Scales) -> Codes:
-        return _SEARCH.encode(x, scales)
-
-    def decode(self, codes: Codes, scales: Scales) -> Floats:
-        return _SEARCH.decode(codes, scales)
+    grid = SymmetricGrid(
+        half=4,
+        scale_half=32,
+        refits=1,
+        widths=(
+            -5.0,
+            -4.6,
+            -4.3,
+            -4.0,
+            -3.7,
+            -3.4,
+            -3.1,
+            -2.8,
+            -2.5,
+            -2.2,
+            2.2,
+            2.5,
+            2.8,
+            3.1,
+            3.4,
+            3.7,
+            4.0,
+            4.3,
+        ),
+    )
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:
         v = (scales["sub"].astype(np.int32) + 32).astype(np.uint8)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from kvant.packing.plain import (
+    PlainSymmetricGrid,
     from_nibbles,
     halves,
     nibbles,
     read_halves,
-    symmetric_decode,
-    symmetric_encode,
-    symmetric_fit,
 )
-from kvant.packing.spec import Bytes, Codes, Floats, Packing, Scales
+from kvant.packing.spec import Bytes, Codes, Packing, Scales
 
 __all__ = ["Q4_0"]
 
@@ -25,15 +23,7 @@ class Q4_0(Packing):
     bits = 4
     good_for = "the simplest 4 bits; runtimes with only basic kernels; rows of 32"
     block_layout = "half d, 32 nibbles"
-
-    def fit(self, x: Floats, importance: Floats | None = None) -> Scales:
-        return symmetric_fit(x, 8)
-
-    def encode(self, x: Floats, scales: Scales) -> Codes:
-        return symmetric_encode(x, scales, 8)
-
-    def decode(self, codes: Codes, scales: Scales) -> Floats:
-        return symmetric_decode(codes, scales, 8)
+    grid = PlainSymmetricGrid(half=8)
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:
         return np.concatenate([*halves(scales, "d"), nibbles(codes)], 1)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from kvant.packing.plain import (
-    affine_decode,
-    affine_encode,
-    affine_fit,
+    PlainAffineGrid,
     from_nibbles,
     halves,
     nibbles,
     read_halves,
 )
-from kvant.packing.spec import Bytes, Codes, Floats, Packing, Scales
+from kvant.packing.spec import Bytes, Codes, Packing, Scales
 
 __all__ = ["Q4_1"]
 
@@ -25,15 +23,7 @@ class Q4_1(Packing):
     bits = 4
     good_for = "4 bits for weights that are not centred on zero; rows of 32"
     block_layout = "half d, half m, 32 nibbles"
-
-    def fit(self, x: Floats, importance: Floats | None = None) -> Scales:
-        return affine_fit(x, 15)
-
-    def encode(self, x: Floats, scales: Scales) -> Codes:
-        return affine_encode(x, scales, 15)
-
-    def decode(self, codes: Codes, scales: Scales) -> Floats:
-        return affine_decode(codes, scales)
+    grid = PlainAffineGrid(levels=15)
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:
         return np.concatenate([*halves(scales, "d", "dmin"), nibbles(codes)], 1)

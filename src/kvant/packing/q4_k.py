@@ -11,18 +11,10 @@ from kvant.packing.k_layout import (
     read_scales_and_minima,
     scales_and_minima,
 )
-from kvant.packing.search import Affine
-from kvant.packing.spec import Bytes, Codes, Floats, Packing, Scales, empty_scales
+from kvant.packing.search import AffineGrid
+from kvant.packing.spec import Bytes, Codes, Packing, Scales, empty_scales
 
 __all__ = ["Q4_K"]
-
-_SEARCH = Affine(
-    n=32,
-    levels=15,
-    scale_max=63,
-    refits=1,
-    widths=(13.8, 14.1, 14.4, 14.7, 15.0, 15.3, 15.6, 15.9, 16.2, 16.6),
-)
 
 
 class Q4_K(Packing):
@@ -32,15 +24,13 @@ class Q4_K(Packing):
     bits = 4
     good_for = "phones and balance: most of the quality at under a third of 16 bits"
     block_layout = "half d, half dmin, 8 x (6-bit scale, 6-bit minimum), 256 nibbles"
-
-    def fit(self, x: Floats, importance: Floats | None = None) -> Scales:
-        return _SEARCH.fit(x, importance)
-
-    def encode(self, x: Floats, scales: Scales) -> Codes:
-        return _SEARCH.encode(x, scales)
-
-    def decode(self, codes: Codes, scales: Scales) -> Floats:
-        return _SEARCH.decode(codes, scales)
+    grid = AffineGrid(
+        n=32,
+        levels=15,
+        scale_max=63,
+        refits=1,
+        widths=(13.8, 14.1, 14.4, 14.7, 15.0, 15.3, 15.6, 15.9, 16.2, 16.6),
+    )
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:
         return np.concatenate(

@@ -5,17 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from kvant.packing.plain import (
+    PlainSymmetricGrid,
     fifth_bits,
     from_nibbles,
     halves,
     nibbles,
     read_halves,
-    symmetric_decode,
-    symmetric_encode,
-    symmetric_fit,
     with_fifth_bits,
 )
-from kvant.packing.spec import Bytes, Codes, Floats, Packing, Scales
+from kvant.packing.spec import Bytes, Codes, Packing, Scales
 
 __all__ = ["Q5_0"]
 
@@ -27,15 +25,7 @@ class Q5_0(Packing):
     bits = 5
     good_for = "fallback of Q4_K where rows are not a multiple of 256"
     block_layout = "half d, 32 fifth bits, 32 nibbles"
-
-    def fit(self, x: Floats, importance: Floats | None = None) -> Scales:
-        return symmetric_fit(x, 16)
-
-    def encode(self, x: Floats, scales: Scales) -> Codes:
-        return symmetric_encode(x, scales, 16)
-
-    def decode(self, codes: Codes, scales: Scales) -> Floats:
-        return symmetric_decode(codes, scales, 16)
+    grid = PlainSymmetricGrid(half=16)
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:
         return np.concatenate([*halves(scales, "d"), fifth_bits(codes), nibbles(codes)], 1)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvant.packing.plain import (
-    affine_decode,
-    affine_encode,
-    affine_fit,
+    PlainAffineGrid,
     fifth_bits,
     from_nibbles,
     halves,
@@ -15,7 +13,7 @@ from kvant.packing.plain import (
     read_halves,
     with_fifth_bits,
 )
-from kvant.packing.spec import Bytes, Codes, Floats, Packing, Scales
+from kvant.packing.spec import Bytes, Codes, Packing, Scales
 
 __all__ = ["Q5_1"]
 
@@ -27,15 +25,7 @@ class Q5_1(Packing):
     bits = 5
     good_for = "fallback of Q5_K where rows are not a multiple of 256"
     block_layout = "half d, half m, 32 fifth bits, 32 nibbles"
-
-    def fit(self, x: Floats, importance: Floats | None = None) -> Scales:
-        return affine_fit(x, 31)
-
-    def encode(self, x: Floats, scales: Scales) -> Codes:
-        return affine_encode(x, scales, 31)
-
-    def decode(self, codes: Codes, scales: Scales) -> Floats:
-        return affine_decode(codes, scales)
+    grid = PlainAffineGrid(levels=31)
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:
         return np.concatenate([*halves(scales, "d", "dmin"), fifth_bits(codes), nibbles(codes)], 1)

@@ -13,18 +13,10 @@ from kvant.packing.k_layout import (
     read_scales_and_minima,
     scales_and_minima,
 )
-from kvant.packing.search import Affine
-from kvant.packing.spec import Bytes, Codes, Floats, Packing, Scales, empty_scales
+from kvant.packing.search import AffineGrid
+from kvant.packing.spec import Bytes, Codes, Packing, Scales, empty_scales
 
 __all__ = ["Q5_K"]
-
-_SEARCH = Affine(
-    n=32,
-    levels=31,
-    scale_max=63,
-    refits=1,
-    widths=(29.4, 29.9, 30.3, 30.6, 30.9, 31.2, 31.5, 31.9, 32.4),
-)
 
 
 class Q5_K(Packing):
@@ -36,15 +28,13 @@ class Q5_K(Packing):
     block_layout = (
         "half d, half dmin, 8 x (6-bit scale, 6-bit minimum), 256 fifth bits, 256 nibbles"
     )
-
-    def fit(self, x: Floats, importance: Floats | None = None) -> Scales:
-        return _SEARCH.fit(x, importance)
-
-    def encode(self, x: Floats, scales: Scales) -> Codes:
-        return _SEARCH.encode(x, scales)
-
-    def decode(self, codes: Codes, scales: Scales) -> Floats:
-        return _SEARCH.decode(codes, scales)
+    grid = AffineGrid(
+        n=32,
+        levels=31,
+        scale_max=63,
+        refits=1,
+        widths=(29.4, 29.9, 30.3, 30.6, 30.9, 31.2, 31.5, 31.9, 32.4),
+    )
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:
         return np.concatenate(

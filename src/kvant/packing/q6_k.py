@@ -5,17 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from kvant.packing.half import half_bytes, half_values
-from kvant.packing.search import Symmetric
-from kvant.packing.spec import Bytes, Codes, Floats, Packing, Scales, empty_scales
+from kvant.packing.search import SymmetricGrid
+from kvant.packing.spec import Bytes, Codes, Packing, Scales, empty_scales
 
 __all__ = ["Q6_K"]
-
-_SEARCH = Symmetric(
-    half=32,
-    scale_half=128,
-    refits=0,
-    widths=(-33.2, -32.6, -32.2, -31.8, -31.4, -31.0, -30.6, -30.1, -29.6, 30.2, 30.7, 31.1, 31.5),
-)
 
 
 class Q6_K(Packing):
@@ -25,15 +18,26 @@ class Q6_K(Packing):
     bits = 6
     good_for = "almost no loss; output and embedding tensors of smaller recipes"
     block_layout = "256 nibbles, 256 x 2 high bits, 16 x 8-bit scale, half d"
-
-    def fit(self, x: Floats, importance: Floats | None = None) -> Scales:
-        return _SEARCH.fit(x, importance)
-
-    def encode(self, x: Floats, scales: Scales) -> Codes:
-        return _SEARCH.encode(x, scales)
-
-    def decode(self, codes: Codes, scales: Scales) -> Floats:
-        return _SEARCH.decode(codes, scales)
+    grid = SymmetricGrid(
+        half=32,
+        scale_half=128,
+        refits=0,
+        widths=(
+            -33.2,
+            -32.6,
+            -32.2,
+            -31.8,
+            -31.4,
+            -31.0,
+            -30.6,
+            -30.1,
+            -29.6,
+            30.2,
+            30.7,
+            31.1,
+            31.5,
+        ),
+    )
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:
         c = codes.reshape(-1, 2, 4, 32)

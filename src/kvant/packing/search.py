@@ -34,7 +34,7 @@ import numpy as np
 from kvant.packing.half import to_half
 from kvant.packing.spec import Codes, Floats, Scales, empty_scales
 
-__all__ = ["Affine", "Symmetric", "codes_of", "reciprocal_or_zero"]
+__all__ = ["AffineGrid", "SymmetricGrid", "codes_of", "reciprocal_or_zero"]
 
 _TINY = np.float32(1e-30)  # below this a scale is zero in half precision; its reciprocal overflows
 _ONE, _ZERO, _TWO = np.float32(1), np.float32(0), np.float32(2)
@@ -162,7 +162,7 @@ def _blocks_to_subs(a: Floats, n: int) -> Floats:
 
 
 @dataclass(frozen=True)
-class Affine:
+class AffineGrid:
     """x ~ s q + b, q in 0..levels, s >= 0, b <= 0: Q2_K, Q4_K, Q5_K.
 
     ``n`` weights a sub-block, integer scales and minima up to ``scale_max``, candidate ``widths``
@@ -218,7 +218,7 @@ class Affine:
 
 
 class _AffineRun(_Search):
-    def __init__(self, spec: Affine, x: Floats, w: Floats | None) -> None:
+    def __init__(self, spec: AffineGrid, x: Floats, w: Floats | None) -> None:
         super().__init__(x, w)
         self.spec = spec
         self.lo, self.hi = 0, spec.levels
@@ -307,7 +307,7 @@ class _AffineRun(_Search):
 
 
 @dataclass(frozen=True)
-class Symmetric:
+class SymmetricGrid:
     """x ~ s q, q in -half..half-1, s of either sign, 16 weights a sub-block: Q3_K, Q6_K.
 
     Integer scales run from -scale_half to scale_half - 1. ``widths`` say where a candidate puts
@@ -358,7 +358,7 @@ class Symmetric:
 
 
 class _SymmetricRun(_Search):
-    def __init__(self, spec: Symmetric, x: Floats, w: Floats | None) -> None:
+    def __init__(self, spec: SymmetricGrid, x: Floats, w: Floats | None) -> None:
         super().__init__(x, w)
         self.spec = spec
         self.lo, self.hi = -spec.half, spec.half - 1

@@ -16,14 +16,24 @@ specification. :mod:`kvant.packing.native` does the same in the core, bit for bi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from kvant.packing.types import BY_NAME, StorageType
 
-__all__ = ["SCALES", "Bytes", "Codes", "Floats", "Packing", "PrecisionClass", "Scales"]
+__all__ = [
+    "SCALES",
+    "Bytes",
+    "Codes",
+    "Floats",
+    "Grid",
+    "Packing",
+    "PrecisionClass",
+    "Scales",
+    "empty_scales",
+]
 
 Floats = npt.NDArray[Any]  # float32; NumPy types float32 arithmetic too loosely to say so
 Codes = npt.NDArray[Any]  # uint8
@@ -39,8 +49,24 @@ sub-block. Packings without sub-blocks leave ``sub`` and ``submin`` zero. The sa
 ``struct Scales`` in native/kernels/packing.h."""
 
 
+class Grid(Protocol):
+    """How codes under scales stand for weights: three of a packing's four parts."""
+
+    def fit(self, x: Floats, importance: Floats | None) -> Scales:
+        """See `Packing.fit`."""
+        ...
+
+    def encode(self, x: Floats, scales: Scales) -> Codes:
+        """See `Packing.encode`."""
+        ...
+
+    def decode(self, codes: Codes, scales: Scales) -> Floats:
+        """See `Packing.decode`."""
+        ...
+
+
 class Packing(ABC):
-    """One way to store weights in blocks.
+    """One way to store weights in blocks: a grid, and a layout of its codes and scales in bytes.
 
     All arrays are [blocks, block length] (weights float32, codes uint8), scales are [blocks] of
     dtype :data:`SCALES`, packed bytes are uint8 [blocks, block bytes].
@@ -53,6 +79,8 @@ class Packing(ABC):
     """One line for people choosing."""
     block_layout: ClassVar[str]
     """One line on what a block holds, in file order."""
+    grid: ClassVar[Grid]
+    """Not needed where a class has ``fit``, ``encode`` and ``decode`` of its own."""
 
     @property
     def storage(self) -> StorageType:
@@ -78,17 +106,17 @@ class Packing(ABC):
             return "low"
         return "medium" if self.bits <= 8 else "full"
 
-    @abstractmethod
     def fit(self, x: Floats, importance: Floats | None = None) -> Scales:
         """Scales for weights ``x`` [blocks, block]; ``importance`` has the same shape, >= 0."""
+        return self.grid.fit(x, importance)
 
-    @abstractmethod
     def encode(self, x: Floats, scales: Scales) -> Codes:
         """Codes of ``x`` under fixed ``scales``: the nearest level of each weight."""
+        return self.grid.encode(x, scales)
 
-    @abstractmethod
     def decode(self, codes: Codes, scales: Scales) -> Floats:
         """Weights that ``codes`` under ``scales`` stand for, in the format's own arithmetic."""
+        return self.grid.decode(codes, scales)
 
     @abstractmethod
     def layout(self, codes: Codes, scales: Scales) -> Bytes:

@@ -113,6 +113,7 @@ PRE_TOKENIZERS: tuple[PreTokenizer, ...] = (
         (r.DIGITS3, r.CJK, r.DEEPSEEK3),
         aliases=("hunyuan-dense", "joyai-llm", "hy_v4"),
     ),
+    PreTokenizer("spark2_5", (r.DIGITS3, r.CJK, r.SPARK, r.DIGIT)),
     PreTokenizer(
         "deepseek-coder", (r.NEWLINE, r"\s?\p{L}+", r"\s?\p{P}+", r.CJK_DEEPSEEK, r.DIGIT)
     ),

@@ -34,6 +34,7 @@ __all__ = [
     "QWEN2",
     "QWEN35",
     "SEED_CODER",
+    "SPARK",
     "TEKKEN",
     "spelt",
     "words",
@@ -104,10 +105,11 @@ GPT4O = _cased(DIGITS3, CONTRACTIONS + "?")
 TEKKEN = _cased(DIGIT, "")
 
 CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
-DEEPSEEK3 = (
+_MARKED_WORDS = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
-    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|" + _SPACES
 )
+DEEPSEEK3 = _MARKED_WORDS + r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|" + _SPACES
+SPARK = _MARKED_WORDS + r"| ?[\p{P}\p{S}]+|[\r\n]|" + _SPACES
 CJK_DEEPSEEK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 MARKS_DEEPSEEK = r"\s?[!-/:-~" + "\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
 # Escapes, because some of these letters would not survive a tool that normalises text.

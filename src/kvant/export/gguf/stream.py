@@ -137,7 +137,9 @@ class _Stream:
         self.unflushed = 0
         self.failure: BaseException | None = None
         self.stop = threading.Event()
-        self.lock = threading.Lock()
+        self.lock = threading.Condition(threading.Lock())  # notified whenever a thread is done
+        self.active = 0
+        self.unfinished = 0
         self.runs = self._cut()
         self.fds: dict[Path, int] = {}
 
@@ -153,41 +155,63 @@ class _Stream:
                 if isinstance(job.source, StoredTensor) and job.source.path not in self.fds:
                     fd, _ = open_files.enter_context(open_source(job.source.path))
                     self.fds[job.source.path] = fd
-            workers = [
-                threading.Thread(target=self._guarded, args=(self._work,), daemon=True)
-                for _ in range(max(1, threads))
-            ]
-            flusher = threading.Thread(target=self._guarded, args=(self._flush,), daemon=True)
+            works = [*[self._work] * max(1, threads), self._flush]
+            self.unfinished = len(works) - 1
             try:
-                for thread in (*workers, flusher):
-                    thread.start()
-                for thread in workers:
-                    while thread.is_alive():
-                        thread.join(0.1)
-                        self._report()
-            finally:  # also when the user interrupts: no thread may outlive the files
-                interrupted = any(thread.is_alive() for thread in workers)
-                self.stop.set()
-                for thread in (*workers, flusher):
-                    if thread.ident is not None:
-                        thread.join()
+                for work in works:
+                    threading.Thread(target=self._guarded, args=(work,), daemon=True).start()
+                self._wait_for_work()
+            finally:
+                self._stop_all()
         if self.failure is not None:
             raise self.failure
-        assert not interrupted
+        assert not self.unfinished
         self._report()
         return [h.value() for h in self.hashes]
+
+    def _wait_for_work(self) -> None:
+        # Not Thread.join: an interrupt inside it marks a running thread as ended.
+        while True:
+            with self.lock:
+                if not self.unfinished or self.stop.is_set():
+                    return
+                self.lock.wait(0.1)
+            self._report()
+
+    def _stop_all(self) -> None:
+        """Wait until no thread touches the files any more, however often the user interrupts."""
+        interrupt: KeyboardInterrupt | None = None
+        while True:
+            try:
+                with self.lock:
+                    self.stop.set()
+                    while self.active:
+                        self.lock.wait()
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def _report(self) -> None:
         if self.progress is not None:
             self.progress(self.done, self.total, self.current)
 
     def _guarded(self, work: Callable[[], None]) -> None:
+        with self.lock:
+            if self.stop.is_set():  # nobody waits for a thread that starts this late
+                return
+            self.active += 1
         try:
             work()
         except BaseException as error:  # handed to the caller's thread
             with self.lock:
                 self.failure = self.failure or error
-            self.stop.set()
+                self.stop.set()
+        finally:
+            with self.lock:
+                self.active -= 1
+                self.lock.notify_all()
 
     def _work(self) -> None:
         source = np.empty(0, np.uint8)
@@ -195,8 +219,9 @@ class _Stream:
         while not self.stop.is_set():
             with self.lock:
                 taken = next(self.runs, None)
-            if taken is None:
-                return
+                if taken is None:
+                    self.unfinished -= 1
+                    return
             index, number, start, stop = taken
             job = self.jobs[index]
             self.hashes[index].wait_for_room(number, self.stop)

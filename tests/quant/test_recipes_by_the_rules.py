@@ -1,0 +1,101 @@
+"""Every preset gives every tensor the type llama-quantize gives it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvant.arch import find_hf
+from kvant.checkpoint import Checkpoint, open_checkpoint
+from kvant.export.gguf.plan import plan_export
+from kvant.files.gguf import TensorSpec, header_bytes
+from kvant.packing.types import BY_NAME
+from kvant.quant.presets import PRESETS
+from oracles.llama_quantize import FILE_TYPES, Facts, expected_type, find_tool, tool_types
+from oracles.models import LLAMA, QWEN2, QWEN3
+
+TINY = {"hidden_size": 256, "intermediate_size": 256, "vocab_size": 256}
+
+
+def _model(base: dict[str, Any], layers: int, heads: int, kv_heads: int, **more: Any) -> Any:
+    shape = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    return {**base, **TINY, "head_dim": 32, "num_hidden_layers": layers, **shape, **more}
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "2-layers": _model(LLAMA, 2, 8, 8),
+    "7-layers-gqa4": _model(LLAMA, 7, 8, 2),
+    "8-layers-gqa8-tied": _model(LLAMA, 8, 8, 1, tie_word_embeddings=True),
+    "16-layers": _model(LLAMA, 16, 8, 8),
+    "32-layers-gqa4": _model(LLAMA, 32, 8, 2),
+    "33-layers-tied": _model(QWEN3, 33, 8, 4, tie_word_embeddings=True),
+    "qwen2-32-layers": _model(QWEN2, 32, 8, 1),
+    "qwen3-8-layers": _model(QWEN3, 8, 8, 4),
+    "80-layers-gqa8": _model(LLAMA, 80, 8, 1),
+    "80-layers-gqa1": _model(LLAMA, 80, 8, 8),
+    "80-layers-qwen2": _model(QWEN2, 80, 8, 8),
+    "80-layers-qwen3": _model(QWEN3, 80, 8, 1),
+    "rows-96": _model(LLAMA, 3, 3, 1, hidden_size=96, intermediate_size=288),
+    "rows-96-tied": _model(LLAMA, 3, 3, 1, hidden_size=96, tie_word_embeddings=True),
+    "rows-80": _model(LLAMA, 3, 5, 1, hidden_size=80, intermediate_size=240, head_dim=16),
+    "rows-80-tied": _model(QWEN2, 3, 5, 1, hidden_size=80, head_dim=16, tie_word_embeddings=True),
+    "ffn-288": _model(QWEN3, 9, 4, 1, intermediate_size=288),
+    "ffn-250": _model(QWEN3, 9, 4, 1, intermediate_size=250),
+}
+
+
+def _header_only(path: Path, config: dict[str, Any]) -> Checkpoint:
+    """A GGUF file of the model whose weights are a hole: nobody reads them here."""
+    arch = find_hf(config, "config.json")
+    if arch.name == "qwen2":  # its width of heads follows from the others
+        config = {key: value for key, value in config.items() if key != "head_dim"}
+    parsed, _ = arch.from_hf(config, "config.json")
+    specs = [
+        TensorSpec(ref.name, BY_NAME["F16" if len(ref.shape) > 1 else "F32"], ref.shape)
+        for ref in arch.trace(parsed).weights.values()
+    ]
+    header, offsets = header_bytes(arch.to_gguf(parsed), specs)
+    path.write_bytes(header)
+    os.truncate(path, len(header) + offsets[-1] + specs[-1].nbytes + 32)
+    return open_checkpoint(path)
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Checkpoint, Facts]:
+    config = MODELS[request.param]
+    checkpoint = _header_only(tmp_path / "model.gguf", config)
+    gqa = config["num_attention_heads"] // config["num_key_value_heads"]
+    tied = bool(config["tie_word_embeddings"])
+    return checkpoint, Facts(config["model_type"], config["num_hidden_layers"], gqa, tied)
+
+
+def _ours(checkpoint: Checkpoint, name: str) -> dict[str, str]:
+    recipe = next(r for r in PRESETS if r.name == name)
+    return {t.name: t.assignment.packing for t in plan_export(checkpoint, recipe).tensors}
+
+
+def test_presets_are_the_file_types() -> None:
+    assert {r.name: (r.file_type, r.base) for r in PRESETS} == FILE_TYPES
+
+
+def test_as_the_rules_say(model: tuple[Checkpoint, Facts]) -> None:
+    checkpoint, facts = model
+    for name in FILE_TYPES:
+        expected = {
+            weight.name: expected_type(name, weight.name, weight.shape, facts)
+            for weight in checkpoint.weights.values()
+        }
+        assert _ours(checkpoint, name) == expected, name
+
+
+@pytest.mark.parity
+@pytest.mark.skipif(find_tool() is None, reason="llama-quantize is not here (KVANT_LLAMA_BIN)")
+def test_as_the_tool_does(model: tuple[Checkpoint, Facts]) -> None:
+    tool = find_tool()
+    assert tool is not None
+    checkpoint, _ = model
+    for name in FILE_TYPES:
+        assert _ours(checkpoint, name) == tool_types(tool, checkpoint.path, name), name

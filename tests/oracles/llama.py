@@ -39,8 +39,10 @@ class _ContextParams(ctypes.Structure):
     _fields_ = (("word", ctypes.c_int32 * _ROOM),)
     N_CTX, N_BATCH, N_UBATCH, N_OUTPUTS_MAX, N_OUTPUTS_SEQ = 0, 1, 2, 5, 6
     N_THREADS, N_THREADS_BATCH, FLASH_ATTENTION, TYPE_K, TYPE_V = 7, 8, 13, 26, 27
-    DEFAULTS = ((N_CTX, 512), (N_BATCH, 2048), (N_UBATCH, 512), (FLASH_ATTENTION, -1))
-    DEFAULTS += ((N_THREADS, 4), (N_THREADS_BATCH, 4), (TYPE_K, 1), (TYPE_V, 1))
+    DEFAULTS = (
+        *((N_CTX, 512), (N_BATCH, 2048), (N_UBATCH, 512), (FLASH_ATTENTION, -1)),
+        *((N_THREADS, 4), (N_THREADS_BATCH, 4), (TYPE_K, 1), (TYPE_V, 1)),
+    )
 
 
 class _Batch(ctypes.Structure):

@@ -115,7 +115,7 @@ def _as(dtype: str, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _write_shards(folder: Path, stored: Arrays, bf16: set[str], count: int) -> None:
     names = list(stored)
-    places = {}
+    places: dict[str, str] = {}
     for i in range(count):
         file = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
         part = {name: stored[name] for name in names[i::count]}

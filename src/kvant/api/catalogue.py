@@ -13,7 +13,7 @@ __all__ = ["Formats", "formats"]
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """All packings, fewest bits first, and all recipes, smallest first."""
+    """All packings, fewest bits first, and all recipes, by the bits of their codes."""
 
     packings: tuple[Packing, ...]
     recipes: tuple[Recipe, ...]
@@ -40,7 +40,12 @@ class Formats:
                     "base": r.base,
                     "output": r.output or r.base,
                     "rules": [
-                        {"packing": rule.packing, "roles": list(rule.roles), "layers": rule.layers}
+                        {
+                            "packing": rule.packing,
+                            "roles": list(rule.roles),
+                            "layers": rule.layers,
+                            "min_queries_per_kv_head": rule.min_queries_per_kv_head,
+                        }
                         for rule in r.rules
                     ],
                     "good_for": r.good_for,

@@ -11,7 +11,7 @@ from pathlib import Path
 from kvant.api.source import Source, open_source, threads_or_default
 from kvant.checkpoint import Checkpoint
 from kvant.errors import OutputError, UsageError
-from kvant.export.gguf.plan import Plan, model_metadata, plan_export
+from kvant.export.gguf.plan import Plan, PlannedTensor, model_metadata, plan_export
 from kvant.export.gguf.stream import Progress
 from kvant.export.gguf.write import write_plan
 from kvant.quant.presets import preset
@@ -220,6 +220,11 @@ def _artefact(plan: Plan, paths: tuple[Path, ...], seconds: float | None) -> Art
     )
 
 
+def _loses_digits(tensor: PlannedTensor) -> bool:
+    change = (tensor.source_type, tensor.assignment.packing)
+    return change in (("F32", "F16"), ("F32", "BF16"), ("F16", "BF16"))
+
+
 def _notes(plan: Plan) -> tuple[str, ...]:
     """Sentences a user should read: what gave way, and what was lost before kvant came."""
     notes = [*plan.checkpoint.notes, *plan.notes]
@@ -238,6 +243,12 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         notes.append(
             f"The source is quantised already ({', '.join(again)}): quantising it again adds "
             "to that loss. Use the original checkpoint if you can."
+        )
+    rounded = sorted({t.source_type for t in plan.tensors if _loses_digits(t)})
+    if rounded and not plan.recipe.quantised:
+        notes.append(
+            f"Weights stored as {', '.join(rounded)} were rounded to {plan.recipe.name}, which "
+            f"keeps fewer digits; `kvant convert --dtype {rounded[-1].lower()}` keeps all."
         )
     if plan.checkpoint.ignored:
         keys = plan.checkpoint.ignored

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvant.api.conversion import quantize
 from kvant.api.measurement import corpus_of, open_subject, read_text, tokenizer_of
-from kvant.api.source import open_source
+from kvant.api.source import Source, open_source
 from kvant.builtin import DEMO
 from kvant.errors import OutputError
 from kvant.evaluation import EvalResult
@@ -63,7 +63,7 @@ def make_folder(folder: Path) -> Path:
 
 def demo(
     *,
-    keep: Path | None = None,
+    keep: Source | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -82,7 +82,7 @@ def demo(
     started = time.perf_counter()
     report = progress or (lambda what, done, total: None)
     with tempfile.TemporaryDirectory(prefix="kvant-demo-") as scratch:
-        folder = Path(scratch) if keep is None else make_folder(keep)
+        folder = Path(scratch) if keep is None else make_folder(Path(keep))
         paths = []
         for i, recipe in enumerate(DEMO_RECIPES):
             report(f"quantising {recipe}", i, len(DEMO_RECIPES))

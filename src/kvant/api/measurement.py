@@ -10,7 +10,7 @@ from kvant.api.source import Source, open_source
 from kvant.builtin import builtin_text
 from kvant.checkpoint import Checkpoint
 from kvant.errors import InputError, UsageError
-from kvant.evaluation import Corpus, EvalResult, Progress, Subject
+from kvant.evaluation import Corpus, EvalResult, Progress, Subject, check_vocabularies
 from kvant.evaluation import evaluate as measure
 from kvant.reference import ReferenceModel
 from kvant.tokenizer.build import Tokenizer, build
@@ -52,11 +52,13 @@ def evaluate(
         raise UsageError("There is no model to evaluate; name at least one.")
     opened = [open_source(m) for m in ([against] if against is not None else []) + named]
     tokenizer = tokenizer_of(opened[0])
-    corpus = corpus_of(read_text(text), tokenizer, opened[0], context, chunks)
+    shortest = min(opened, key=lambda c: c.config.max_position_embeddings)
+    corpus = corpus_of(read_text(text), tokenizer, shortest, context, chunks)
     keep = sum(4 * c.parameters for c in opened) <= _KEEP_BYTES
     subjects = [open_subject(c, keep_decoded=keep) for c in opened]
     if against is not None:
         return measure(subjects[0], subjects[1:], corpus, progress=progress)
+    check_vocabularies(subjects[0], subjects[1:], corpus)  # each is then measured by itself
     results: tuple[EvalResult, ...] = ()
     for subject in subjects:
         results += measure(subject, (), corpus, progress=progress)
@@ -73,7 +75,7 @@ def read_text(path: Source | None) -> str:
     try:
         if file.stat().st_size > _MAX_TEXT_BYTES:
             raise InputError(f"{file}: is over a gigabyte; evaluate on a part of it.")
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode()  # line ends as they are, which llama-perplexity keeps too
     except OSError as error:
         raise InputError(f"{file}: the text cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:

@@ -29,7 +29,7 @@ def verify(
     """
     count = threads_or_default(threads)
     path = Path(file)
-    result = verify_file(read_gguf_split(path), threads=count)
+    result = verify_file(read_gguf_split(path), threads=count, progress=progress)
     if against is None or not result.ok:
         return result
     model, source = open_checkpoint(path), open_source(against)

@@ -135,11 +135,14 @@ def llama3_factors(
     Waves shorter than ``original / high`` positions stay, those longer than ``original / low`` are
     stretched by ``factor``, those between are blended. Source: ``_compute_llama3_parameters`` of
     transformers; every step is in float32, as llama.cpp's converter takes them, so the stored
-    factors agree.
+    factors agree. Only the powers are taken in float64 and rounded: NumPy's float32 power gives
+    other bits on other processors, and they would end up in the file.
     """
     one = np.float32(1)
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    wavelengths = np.float32(2 * math.pi) / (one / np.float32(theta) ** exponents)
+    base = float(np.float32(theta))
+    powers = np.array([math.pow(base, exponent) for exponent in exponents.tolist()], np.float32)
+    wavelengths = np.float32(2 * math.pi) / (one / powers)
     result = np.ones_like(wavelengths)
     result[wavelengths > original / low] = factor
     between = (wavelengths >= original / high) & (wavelengths <= original / low)

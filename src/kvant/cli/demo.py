@@ -37,7 +37,7 @@ def _run(arguments: argparse.Namespace) -> int:
         check_report_folder(Path(arguments.report), force=arguments.force)
     with show.step_progress("demo") as progress:
         report = demo(
-            keep=None if arguments.keep is None else Path(arguments.keep),
+            keep=arguments.keep,
             force=arguments.force,
             threads=arguments.threads,
             progress=progress,

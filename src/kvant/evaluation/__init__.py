@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvant.evaluation.corpus import Corpus
-from kvant.evaluation.measure import Progress, Subject, evaluate
+from kvant.evaluation.measure import Progress, Subject, check_vocabularies, evaluate
 from kvant.evaluation.results import EvalResult, kld_difference, ln_ppl_difference, results_json
 from kvant.evaluation.runner import Runner
 
@@ -13,6 +13,7 @@ __all__ = [
     "Progress",
     "Runner",
     "Subject",
+    "check_vocabularies",
     "evaluate",
     "kld_difference",
     "ln_ppl_difference",

@@ -22,7 +22,7 @@ from kvant.evaluation.runner import Logits, Runner, in_step
 from kvant.evaluation.statistics import exponential, over_chunks
 from kvant.files.source import quote
 
-__all__ = ["Progress", "Subject", "evaluate"]
+__all__ = ["Progress", "Subject", "check_vocabularies", "evaluate"]
 
 # llama.cpp's batch: enough rows for matrix products to be efficient, little to hold.
 _BATCH_TOKENS = 2048
@@ -75,7 +75,7 @@ def evaluate(
         DataError: a model gives NaN or infinity.
     """
     subjects = [base, *variants]
-    _check_vocabularies(base, variants, corpus)
+    check_vocabularies(base, variants, corpus)
     scores = [_Scores.empty(corpus) for _ in subjects]
     scorer = _Scorer(subjects, scores, corpus, work_bytes)
     runners = [subject.runner for subject in subjects]
@@ -208,7 +208,12 @@ def _compared(result: EvalResult, score: _Scores, base: Subject, base_score: _Sc
     )
 
 
-def _check_vocabularies(base: Subject, variants: Sequence[Subject], corpus: Corpus) -> None:
+def check_vocabularies(base: Subject, variants: Sequence[Subject], corpus: Corpus) -> None:
+    """Check that a corpus of ``base``'s tokens means the same to all models.
+
+    Raises:
+        UsageError: the vocabularies differ, or the token ids are outside them.
+    """
     size = base.runner.vocab_size
     low, high = int(corpus.chunks.min()), int(corpus.chunks.max())
     if low < 0 or high >= size:

@@ -35,6 +35,7 @@ _REASONS = {
     errno.ELOOP: "its path is a circle of links. Choose another",
     errno.ENAMETOOLONG: "the name is too long. Choose a shorter one",
     errno.EIO: "the disk failed. Check it or choose another",
+    errno.EMFILE: "too many files are open at once. Make fewer, larger ones",
 }
 
 
@@ -118,6 +119,14 @@ class AtomicFile:
         try:
             while done < len(view):
                 done += os.pwrite(self.fd, view[done:], offset + done)
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def flush(self) -> None:
+        """Have on disk what was written so far, where several files are to appear together."""
+        try:
+            if self._sync:
+                os.fsync(self.fd)
         except OSError as error:
             raise self._failed(error) from None
 

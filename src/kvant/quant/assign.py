@@ -82,8 +82,8 @@ def assign(
     never weakened silently.
 
     Raises:
-        UsageError: an override matches no matrix, or asks for a packing that cannot hold the
-            rows; the recipe's map names a tensor the model does not have.
+        UsageError: an override decides about no matrix, or asks for a packing that cannot hold
+            the rows; the recipe's map names a tensor the model does not have.
     """
     slots = list(slots)
     _check_names(recipe, slots)
@@ -104,9 +104,14 @@ def assign(
         result.append(Assignment(slot, _fitting(wanted, slot.shape[-1]), wanted))
     for (pattern, packing), was_used in zip(overrides, used, strict=True):
         if not was_used:
+            covered = any(s.is_matrix and pattern.search(s.name) for s in slots)
             raise UsageError(
-                f"--tensor '{pattern.pattern}={packing}' matches no weight matrix of this model; "
-                "`kvant quantize SRC RECIPE --dry-run` lists their names."
+                f"--tensor '{pattern.pattern}={packing}' matches no weight matrix "
+                + (
+                    "that an earlier --tensor did not take; put it before that one."
+                    if covered
+                    else "of this model; `kvant quantize SRC RECIPE --dry-run` lists their names."
+                )
             )
     return result
 

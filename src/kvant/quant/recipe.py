@@ -17,7 +17,10 @@ from typing import Literal
 
 from kvant.packing.spec import PrecisionClass
 
-__all__ = ["LayerSet", "ModelShape", "Recipe", "Rule"]
+__all__ = ["FLOATS", "LayerSet", "ModelShape", "Recipe", "Rule"]
+
+FLOATS = frozenset({"F32", "F16", "BF16"})
+"""Packings that are not quantised."""
 
 LayerSet = Literal["all", "first 2", "first 4", "first 1/8", "first 1/16", "more"]
 """Layer positions a rule may name. "more" is the first and last eighth and every third between:
@@ -51,22 +54,19 @@ class Rule:
     """``packing`` for tensors of these ``roles`` in these ``layers``.
 
     ``min_queries_per_kv_head`` restricts the rule to models whose key and value tensors are that
-    many times smaller than the query's, where bits for them are cheap; ``max_...`` the other way.
+    many times smaller than the query's, where bits for them are cheap.
     """
 
     packing: str
     roles: tuple[str, ...]
     layers: LayerSet = "all"
     min_queries_per_kv_head: int = 0
-    max_queries_per_kv_head: int = 1 << 30
 
     def fits(self, role: str, layer: int | None, shape: ModelShape) -> bool:
         """Whether the rule decides for a tensor of ``role`` in ``layer``."""
         return (
             role in self.roles
-            and self.min_queries_per_kv_head
-            <= shape.queries_per_kv_head
-            <= self.max_queries_per_kv_head
+            and shape.queries_per_kv_head >= self.min_queries_per_kv_head
             and (self.layers == "all" or (layer is not None and self._has(layer, shape.layers)))
         )
 
@@ -115,7 +115,7 @@ class Recipe:
     @property
     def quantised(self) -> bool:
         """False for recipes that only store floats."""
-        return self.base not in ("F32", "F16", "BF16")
+        return self.base not in FLOATS
 
     def packing_of(
         self, name: str, role: str, layer: int | None, shape: ModelShape, row_length: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -36,7 +36,7 @@ from kvant.files.gguf import (
 from kvant.files.tensor import StoredTensor
 from kvant.packing import get
 from kvant.quant.assign import Assignment, Slot, assign, parse_override
-from kvant.quant.recipe import ModelShape, Recipe
+from kvant.quant.recipe import FLOATS, ModelShape, Recipe
 from kvant.version import __version__
 
 __all__ = [
@@ -94,8 +94,7 @@ class PlannedTensor:
     @property
     def requantised(self) -> bool:
         """Whether weights that were quantised already are quantised once more."""
-        quantised = self.source_type not in ("F32", "F16", "BF16")
-        return quantised and self.source_type != self.assignment.packing
+        return self.source_type not in FLOATS and self.source_type != self.assignment.packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +190,7 @@ def plan_export(
     tensors = [replace(t, row_order=_row_order(checkpoint, t.weight)) for t in tensors]
     if model is None:
         model = model_metadata(checkpoint)
-    keys = _recipe_metadata(recipe, overrides)
+    keys = _recipe_metadata(recipe, overrides, {t.assignment.packing for t in tensors})
     keys[TABLE] = uint64(table_checksum(t.spec for t in tensors))
     shards = tuple(_shards(tensors, model, keys, split_size))
     return Plan(checkpoint, recipe, tuple(overrides), shards, model.notes)
@@ -217,8 +216,14 @@ def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) 
     Raises:
         InputError: the tokenizer cannot be read, or llama.cpp's name of its pre-tokenizer cannot
             be determined and was not given.
+        UsageError: it was given for a GGUF file, which has its own.
     """
     if checkpoint.gguf is not None:
+        if pre_tokenizer is not None:
+            raise UsageError(
+                f"{checkpoint.path}: --pre-tokenizer is for Hugging Face folders, got a GGUF file, "
+                "whose tokenizer is kept as it is; leave the option out."
+            )
         source = checkpoint.gguf.metadata
         return _model_keys({k: v for k, v in source.items() if not _OF_ONE_FILE.match(k)})
     keys = checkpoint.architecture.to_gguf(checkpoint.config)
@@ -246,13 +251,15 @@ def table_checksum(tensors: Iterable[TensorSpec | StoredTensor]) -> int:
     return xxhash.xxh64_intdigest("".join(lines).encode())
 
 
-def _recipe_metadata(recipe: Recipe, overrides: Sequence[str]) -> dict[str, Value]:
+def _recipe_metadata(
+    recipe: Recipe, overrides: Sequence[str], packings: Set[str]
+) -> dict[str, Value]:
     keys = {
         "general.file_type": uint32(recipe.file_type),
         "kvant.version": string(__version__),
         "kvant.recipe": string(recipe.name),
     }
-    if recipe.quantised:
+    if packings - FLOATS:
         keys["general.quantization_version"] = uint32(_QUANTISATION_VERSION)
         keys["kvant.method"] = string("scale search")
     if overrides:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import xxhash
 from kvant.checkpoint import Checkpoint, Weight
 from kvant.errors import InputError, UsageError
 from kvant.export.gguf.plan import CHECKSUMS, TABLE, table_checksum
+from kvant.export.gguf.stream import Progress
 from kvant.files.gguf import Finding, GgufFile, ValueType, check_layout
 from kvant.files.source import open_source
 from kvant.files.tensor import StoredTensor
@@ -80,7 +81,7 @@ class Verification:
         }
 
 
-def verify_file(file: GgufFile, *, threads: int) -> Verification:
+def verify_file(file: GgufFile, *, threads: int, progress: Progress | None = None) -> Verification:
     """Check layout and checksums of a file, all its shards included.
 
     Raises:
@@ -93,9 +94,15 @@ def verify_file(file: GgufFile, *, threads: int) -> Verification:
     for part in () if stale else file.parts or (file,):
         expected.update(_stated_checksums(part))
     tensors = [t for t in file.tensors.values() if t.name in expected]
+    total, done = sum(t.elements for t in tensors), 0
+    damaged: list[str] = []
     with ThreadPoolExecutor(threads) as pool:
-        sums = list(pool.map(_checksum, tensors))
-    damaged = [t.name for t, got in zip(tensors, sums, strict=True) if got != expected[t.name]]
+        for tensor, got in zip(tensors, pool.map(_checksum, tensors), strict=True):
+            if got != expected[tensor.name]:
+                damaged.append(tensor.name)
+            done += tensor.elements
+            if progress is not None:
+                progress(done, total, tensor.name)
     state = "bad" if damaged else "stale" if stale else "good" if expected else "none"
     return Verification(
         file.path, len(file.tensors), file.size, tuple(findings), state, tuple(damaged)
@@ -138,7 +145,7 @@ def verify_against(
     source: Checkpoint,
     *,
     threads: int,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Reconstruction, ...]:
     """Compare every weight of ``model`` with ``source``, decoded, in bounded memory.
 

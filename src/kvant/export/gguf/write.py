@@ -38,8 +38,8 @@ def write_plan(
 ) -> Written:
     """Write ``plan`` to ``path``, or to shards named after it.
 
-    Nothing appears under a final name before everything is written and on disk. The bytes do
-    not depend on ``threads``.
+    Nothing appears under a final name before everything is written and on disk. Of shards the
+    first, which runtimes load, appears last. The bytes do not depend on ``threads``.
 
     Raises:
         OutputError: a file exists and ``force`` is not set, no space, no permission; or the
@@ -59,6 +59,8 @@ def write_plan(
             jobs += _jobs(shard, file)
         checksums = stream(jobs, threads=threads, progress=progress)
         _write_headers(plan.shards, opened, checksums)
+        for file in opened[:-1]:  # the last one is about to do so, and to take its name first
+            file.flush()
     return Written(tuple(paths), plan.size, time.perf_counter() - started)
 
 

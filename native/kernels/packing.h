@@ -6,8 +6,9 @@
 namespace kvant {
 
 // The scales of one block, as `fit` finds them and `encode` and `layout` use them. The NumPy
-// specification has the same record (kvant.packing.spec.SCALES). `d` and `dmin` are values that
-// half precision represents exactly; packings without sub-blocks leave `sub` and `submin` zero.
+// specification has the same record (kvant.packing.spec.SCALES). Packings without sub-blocks leave
+// `sub` and `submin` zero, and keep `d` and `dmin` in single precision until they are laid out; with
+// sub-blocks both are values that half precision represents exactly.
 struct Scales {
   float d;
   float dmin;

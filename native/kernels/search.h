@@ -165,6 +165,7 @@ struct AffineFit {
   };
 
   static void run(const float* x512, const float* w512, Scales* out) {
+    out[0] = out[1] = {};  // what remains where sums overflow and no line is better than none
     Tiles<N> x, w;
     x.load(x512);
     if constexpr (WEIGHTED) w.load(w512);
@@ -322,6 +323,7 @@ struct SymmetricFit {
   };
 
   static void run(const float* x512, const float* w512, Scales* out) {
+    out[0] = out[1] = {};  // what remains where sums overflow and no line is better than none
     Tiles<N> x, w;
     x.load(x512);
     if constexpr (WEIGHTED) w.load(w512);

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from kvant.checkpoint.checkpoint import Checkpoint, StorageCount, count_storage
@@ -45,4 +46,6 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             a pickle checkpoint, which is never loaded.
     """
     path = Path(source)
-    return open_folder(path) if path.is_dir() else open_gguf(path)
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where nothing can be there
+        return open_folder(path)
+    return open_gguf(path)

@@ -66,10 +66,10 @@ def _print(found: Inspection) -> None:
         about.append(("chat template", "yes" if t.chat_template else "no"))
     width = max(len(name) for name, _ in about)
     for name, value in about:
-        print(f"{name:<{width}}  {value}")
+        show.line(f"{name:<{width}}  {value}")
     print()
     for name, setting in found.config.items():
-        print(f"  {name:<{width + 12}}  {setting}")
+        show.line(f"  {name:<{width + 12}}  {setting}")
     if found.converts:
         print("\nIt converts. Sizes of the files:\n")
         rows = [
@@ -89,7 +89,8 @@ def _print(found: Inspection) -> None:
                 "\nfallbacks: tensors whose rows do not fill blocks of 256 get 32-weight packings"
             )
     else:
-        print(f"\nIt does not convert: {found.obstacle}")
+        print()
+        show.line(f"It does not convert: {found.obstacle}")
     for sentence in found.notes:
         show.note(f"note: {sentence}")
     if found.ignored:

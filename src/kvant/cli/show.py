@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kvant.evaluation.table import Table
 
 __all__ = [
+    "line",
     "note",
     "print_json",
     "print_table",
@@ -30,9 +31,18 @@ def print_json(value: object) -> None:
     print(text)
 
 
+def line(text: str) -> None:
+    """One line on stdout; names in it may come from hostile files."""
+    from kvant.files.source import printable
+
+    print(printable(text))
+
+
 def note(text: str) -> None:
-    """One line for the person watching."""
-    print(text, file=sys.stderr)
+    """One line for the person watching, as careful as `line`."""
+    from kvant.files.source import printable
+
+    print(printable(text), file=sys.stderr)
 
 
 def print_table(table: Table) -> None:
@@ -86,6 +96,8 @@ def step_progress(label: str) -> Iterator[Callable[[str, int, int], None]]:
 def _bar(label: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
     from tqdm import tqdm
 
+    from kvant.files.source import printable
+
     bar = tqdm(
         desc=label,
         unit=unit,
@@ -99,7 +111,7 @@ def _bar(label: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
         if done < bar.n:  # another count begins
             bar.reset()
         bar.total = total
-        bar.set_postfix_str(name, refresh=False)
+        bar.set_postfix_str(printable(name, 60), refresh=False)
         bar.update(done - bar.n)
 
     try:

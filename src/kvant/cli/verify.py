@@ -51,9 +51,9 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         print()
     for finding in found.findings:
-        print(f"{'error' if finding.serious else 'untidy'}: {finding.message}")
+        show.line(f"{'error' if finding.serious else 'untidy'}: {finding.message}")
     for name in found.damaged:
-        print(f"error: tensor {name} does not have the checksum it was written with")
+        show.line(f"error: tensor {name} does not have the checksum it was written with")
     checksums = {
         "good": "all checksums good",
         "bad": f"{len(found.damaged)} bad checksums",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvant.evaluation.statistics import Estimate
+from kvant.files.source import printable
 
 __all__ = ["Column", "Table", "decimals_for", "estimate_cells"]
 
@@ -47,7 +48,7 @@ class Table:
         """
 
         def clean(text: str) -> str:
-            return _printable(text.translate(_ASCII) if ascii_only else text)
+            return printable(text.translate(_ASCII) if ascii_only else text)
 
         columns = []
         for column in self.columns:
@@ -111,11 +112,6 @@ def _width(text: str) -> int:
     return len(text) + wide - sum(unicodedata.combining(char) != 0 for char in text)
 
 
-def _printable(text: str) -> str:
-    """Names come from files: what a terminal would obey is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _markdown(text: str) -> str:
-    text = " ".join(_printable(text).split())
+    text = " ".join(printable(text).split())
     return _MARKDOWN.sub(r"\\\g<0>", text)

@@ -56,7 +56,7 @@ def read_folder(folder: str | os.PathLike[str]) -> SafetensorsFolder:
         InputError: no such folder, or something may not be read.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where nothing can be there
         raise InputError(f"{folder}: expected a folder, got none. Check the path.")
     if (folder / SINGLE).exists():
         file = read_safetensors(folder / SINGLE)

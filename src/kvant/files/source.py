@@ -11,7 +11,15 @@ from pathlib import Path
 
 from kvant.errors import FileFormatError, InputError, UnsupportedError
 
-__all__ = ["open_source", "pickle_error", "quote", "read_exactly", "refuse_other_kinds", "show"]
+__all__ = [
+    "open_source",
+    "pickle_error",
+    "printable",
+    "quote",
+    "read_exactly",
+    "refuse_other_kinds",
+    "show",
+]
 
 _SAFETENSORS_REMEDY = (
     "Get the safetensors version of the model, or make one where you trust the file: "
@@ -26,6 +34,12 @@ def quote(text: str, limit: int = 80) -> str:
     and a name of a megabyte must not become a message of a megabyte.
     """
     return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text)} characters)"
+
+
+def printable(text: str, limit: int = 4000) -> str:
+    """``text`` as it may stand bare on a terminal: controls escaped, cut after ``limit``."""
+    shown = text if len(text) <= limit else f"{text[:limit]}…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def show(value: object) -> str:

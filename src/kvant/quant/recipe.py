@@ -12,7 +12,7 @@ that fits a tensor decides; the map goes before the rules.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from kvant.packing.spec import PrecisionClass
@@ -116,6 +116,17 @@ class Recipe:
     def quantised(self) -> bool:
         """False for recipes that only store floats."""
         return self.base not in FLOATS
+
+    def to_json(self) -> dict[str, object]:
+        """What the recipe decides, as plain data: enough to make the same file again."""
+        return {
+            "name": self.name,
+            "base": self.base,
+            "output": self.output,
+            "output_fallback": self.output_fallback,
+            "rules": [asdict(rule) for rule in self.rules],
+            "tensors": dict(self.tensors),
+        }
 
     def packing_of(
         self, name: str, role: str, layer: int | None, shape: ModelShape, row_length: int

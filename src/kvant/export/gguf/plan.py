@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -36,6 +37,7 @@ from kvant.files.gguf import (
 from kvant.files.tensor import StoredTensor
 from kvant.packing import get
 from kvant.quant.assign import Assignment, Slot, assign, parse_override
+from kvant.quant.presets import PRESETS
 from kvant.quant.recipe import FLOATS, ModelShape, Recipe
 from kvant.version import __version__
 
@@ -262,6 +264,8 @@ def _recipe_metadata(
     if packings - FLOATS:
         keys["general.quantization_version"] = uint32(_QUANTISATION_VERSION)
         keys["kvant.method"] = string("scale search")
+    if recipe not in PRESETS:  # a preset's name says it all
+        keys["kvant.recipe.definition"] = string(json.dumps(recipe.to_json(), sort_keys=True))
     if overrides:
         keys["kvant.recipe.overrides"] = strings(overrides)
     return keys

@@ -259,14 +259,18 @@ class _Stream:
         if job.row_order is not None:
             groups = rows.reshape(-1, len(job.row_order), rows.shape[-1])
             rows = np.ascontiguousarray(groups[:, job.row_order]).reshape(rows.shape)
+        at = 0
         try:
             if kind == job.target.name and job.target.block > 1:
                 # Already in the packing asked for: the bytes are kept, once they are known good.
-                convert_rows(kind, "F32", rows, job.columns)
+                # Decoded they are up to twelve times as long, so not all at once.
+                step = max(1, RUN_BYTES // (4 * job.columns))
+                for at in range(0, len(rows), step):
+                    convert_rows(kind, "F32", rows[at : at + step], job.columns)
                 return rows
             return convert_rows(kind, job.target.name, rows, job.columns, job.importance, target)
         except BadWeight as bad:
-            raise self._bad_weight(job, start, bad) from None
+            raise self._bad_weight(job, start + at, bad) from None
 
     @staticmethod
     def _read_ahead(job: TensorJob, fd: int, stop: int) -> None:

@@ -16,19 +16,12 @@ from typing import TYPE_CHECKING, Any
 from kvant.version import __version__
 
 if TYPE_CHECKING:
-    from kvant.api import (
-        Artefact,
-        DemoReport,
-        Formats,
-        Inspection,
-        convert,
-        demo,
-        evaluate,
-        formats,
-        inspect,
-        quantize,
-        verify,
-    )
+    from kvant.api.catalogue import Formats, formats
+    from kvant.api.conversion import Artefact, convert, quantize
+    from kvant.api.demonstration import DemoReport, demo
+    from kvant.api.inspection import Inspection, inspect
+    from kvant.api.measurement import evaluate
+    from kvant.api.verification import verify
     from kvant.errors import KvantError
     from kvant.evaluation import EvalResult
     from kvant.export.gguf.verify import Verification
@@ -54,22 +47,32 @@ __all__ = [
     "verify",
 ]
 
-_ELSEWHERE = {
+_HOME = {
+    "Artefact": "kvant.api.conversion",
+    "DemoReport": "kvant.api.demonstration",
     "EvalResult": "kvant.evaluation",
+    "Formats": "kvant.api.catalogue",
+    "Inspection": "kvant.api.inspection",
     "KvantError": "kvant.errors",
     "Recipe": "kvant.quant.recipe",
     "Rule": "kvant.quant.recipe",
     "Verification": "kvant.export.gguf.verify",
+    "convert": "kvant.api.conversion",
+    "demo": "kvant.api.demonstration",
+    "evaluate": "kvant.api.measurement",
+    "formats": "kvant.api.catalogue",
+    "inspect": "kvant.api.inspection",
+    "quantize": "kvant.api.conversion",
+    "verify": "kvant.api.verification",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("_") or name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module 'kvant' has no attribute {name!r}")
     from importlib import import_module
 
-    value = _ELSEWHERE.get(name)
-    found = getattr(import_module(value or "kvant.api"), name)
+    found = getattr(import_module(_HOME[name]), name)
     globals()[name] = found  # the next look-up does not come here
     return found
 

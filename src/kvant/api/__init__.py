@@ -1,25 +1,15 @@
-"""The library's face: what the command line and the server call, so that nothing is done twice."""
+"""The library's face: what the command line and the server call, so that nothing is done twice.
 
-from kvant.api.catalogue import Formats, formats
-from kvant.api.conversion import Artefact, TensorReport, convert, quantize
-from kvant.api.demonstration import DEMO_RECIPES, DemoReport, demo
-from kvant.api.inspection import Inspection, RecipeSize, inspect
-from kvant.api.measurement import evaluate
-from kvant.api.verification import verify
+::
 
-__all__ = [
-    "DEMO_RECIPES",
-    "Artefact",
-    "DemoReport",
-    "Formats",
-    "Inspection",
-    "RecipeSize",
-    "TensorReport",
-    "convert",
-    "demo",
-    "evaluate",
-    "formats",
-    "inspect",
-    "quantize",
-    "verify",
-]
+    catalogue.py       formats: every packing and recipe
+    inspection.py      inspect: what a model is, and the size of every recipe
+    conversion.py      convert, quantize: a checkpoint becomes a GGUF file
+    measurement.py     evaluate: perplexity and divergence
+    verification.py    verify: checksums, structure, reconstruction error
+    demonstration.py   demo: all of it on the built-in model; report.py writes its files
+    source.py          what a user names becomes a checkpoint
+
+``import kvant`` offers these functions by name and loads a module when it is first used, so a
+command pays only for what it needs.
+"""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kvant.cli import show
 
 if TYPE_CHECKING:
-    from kvant.api import Artefact
+    from kvant.api.conversion import Artefact
 
 __all__ = ["print_artefact"]
 

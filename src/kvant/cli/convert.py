@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from kvant.api import convert
+    from kvant.api.conversion import convert
 
     with weight_progress(arguments.dtype) as progress:
         artefact = convert(

@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from kvant.api import demo
+    from kvant.api.demonstration import demo
 
     if arguments.report is not None:
         from kvant.api.report import check_report_folder

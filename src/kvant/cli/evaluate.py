@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from kvant.api import evaluate
+    from kvant.api.measurement import evaluate
 
     with show.token_progress("eval") as progress:
         results = evaluate(

@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from kvant.api import formats
+    from kvant.api.catalogue import formats
 
     found = formats()
     if arguments.json:

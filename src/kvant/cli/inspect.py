@@ -9,7 +9,7 @@ from kvant.cli import show
 from kvant.cli.options import Commands
 
 if TYPE_CHECKING:
-    from kvant.api import Inspection
+    from kvant.api.inspection import Inspection
 
 __all__ = ["add"]
 
@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from kvant.api import inspect
+    from kvant.api.inspection import inspect
 
     found = inspect(arguments.source, pre_tokenizer=arguments.pre_tokenizer)
     if arguments.json:

@@ -34,7 +34,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from kvant.api import quantize
+    from kvant.api.conversion import quantize
 
     with weight_progress(arguments.recipe) as progress:
         artefact = quantize(

@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from kvant.api import verify
+    from kvant.api.verification import verify
 
     with show.weight_progress("verify") as progress:
         found = verify(

@@ -43,6 +43,7 @@ from kvant.version import __version__
 
 __all__ = [
     "CHECKSUMS",
+    "METADATA",
     "TABLE",
     "ModelKeys",
     "Plan",
@@ -59,6 +60,10 @@ CHECKSUMS = "kvant.tensor.xxh64"
 TABLE = "kvant.tensor.table"
 """Metadata key: the XXH64 of names, types and shapes of all tensors in order (`table_checksum`).
 Where it is not that of the file, another tool wrote the file and only copied our keys."""
+
+METADATA = "kvant.metadata.xxh64"
+"""Metadata key: the XXH64 of all other metadata of the (first) file as it is stored, checksums
+excepted."""
 
 _QUANTISATION_VERSION = 2  # of ggml's block layouts, unchanged since May 2023
 
@@ -200,13 +205,13 @@ def plan_export(
 
 @dataclass(frozen=True, slots=True)
 class ModelKeys:
-    """Metadata that does not depend on the recipe, and the bytes it takes in a header.
+    """Metadata that does not depend on the recipe, and its bytes in a header.
 
     ``notes`` say what of the source it does not carry.
     """
 
     values: Mapping[str, Value]
-    length: int
+    encoded: bytes
     notes: tuple[str, ...] = ()
 
 
@@ -244,13 +249,19 @@ def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) 
 
 
 def _model_keys(values: Mapping[str, Value], notes: tuple[str, ...] = ()) -> ModelKeys:
-    return ModelKeys(values, len(metadata_bytes(values)), notes)
+    return ModelKeys(values, metadata_bytes(values), notes)
 
 
 def table_checksum(tensors: Iterable[TensorSpec | StoredTensor]) -> int:
     """What ``kvant.tensor.table`` says of these tensors."""
     lines = (f"{t.name} {t.type.name} {'x'.join(map(str, t.shape))}\n" for t in tensors)
     return xxhash.xxh64_intdigest("".join(lines).encode())
+
+
+def metadata_checksum(metadata: Mapping[str, Value]) -> int:
+    """What ``kvant.metadata.xxh64`` says of these keys."""
+    kept = {k: v for k, v in metadata.items() if k not in (METADATA, CHECKSUMS)}
+    return xxhash.xxh64_intdigest(metadata_bytes(kept))
 
 
 def _recipe_metadata(
@@ -319,8 +330,12 @@ def _shards(
         sums = {CHECKSUMS: array(ValueType.UINT64, np.zeros(len(group), np.uint64))}
         length = len(metadata_bytes({**own, **sums}))
         if number == 0:  # the other shards only say which part they are
-            own = {**model.values, **recipe_keys, **own}
-            length += model.length + len(metadata_bytes(recipe_keys))
+            rest = {**recipe_keys, **own}
+            checksum = xxhash.xxh64(model.encoded)
+            checksum.update(metadata_bytes(rest))
+            rest[METADATA] = uint64(checksum.intdigest())
+            own = {**model.values, **rest}
+            length = len(model.encoded) + len(metadata_bytes({**rest, **sums}))
         yield Shard(tuple(group), own, _file_size(group, length))
 
 
@@ -350,7 +365,8 @@ def _groups(
     none = {CHECKSUMS: array(ValueType.UINT64, np.zeros(0, np.uint64))}
     later = header_length(len(metadata_bytes({**_split_keys(0, 1, 1), **none})), [])
     groups: list[list[PlannedTensor]] = [[]]
-    filled = later + model.length + len(metadata_bytes(recipe_keys))
+    first = metadata_bytes({**recipe_keys, METADATA: uint64(0)})
+    filled = later + len(model.encoded) + len(first)
     for tensor in tensors:
         # Its data, its entry and its checksum; rounded up, so a file may end some bytes early.
         nbytes = padded(tensor.spec.nbytes, DEFAULT_ALIGNMENT) + header_length(8, [tensor.spec])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import xxhash
 
 from kvant.checkpoint import Checkpoint, Weight
 from kvant.errors import InputError, UsageError
-from kvant.export.gguf.plan import CHECKSUMS, TABLE, table_checksum
+from kvant.export.gguf.plan import CHECKSUMS, METADATA, TABLE, metadata_checksum, table_checksum
 from kvant.export.gguf.stream import Progress
 from kvant.files.gguf import Finding, GgufFile, ValueType, check_layout
 from kvant.files.source import open_source
@@ -89,30 +89,62 @@ def verify_file(file: GgufFile, *, threads: int, progress: Progress | None = Non
         InputError: it cannot be read.
     """
     findings = check_layout(file)
-    expected: dict[str, int] = {}
-    stale = file.get_int(TABLE, None) not in (None, table_checksum(file.tensors.values()))
-    for part in () if stale else file.parts or (file,):
-        expected.update(_stated_checksums(part))
-    tensors = [t for t in file.tensors.values() if t.name in expected]
-    total, done = sum(t.elements for t in tensors), 0
+    parts = file.parts or (file,)
+    expected = [pair for part in parts for pair in _stated_checksums(part)]
+    other_table = file.get_int(TABLE, None) not in (None, table_checksum(file.tensors.values()))
+    damaged = _damaged(expected, threads, progress)
+    if other_table and not damaged and expected:
+        # The bytes are those kvant wrote, and what the header says of them is not.
+        findings.append(_header_finding(file, "names, types or shapes of tensors"))
+    elif not other_table and parts[0].get_int(METADATA, None) not in (
+        None,
+        metadata_checksum(parts[0].metadata),
+    ):
+        findings.append(_header_finding(file, "the metadata"))
+    stale = other_table and bool(damaged)
+    state = "none" if not expected else "stale" if stale else "bad" if damaged else "good"
+    return Verification(
+        file.path,
+        len(file.tensors),
+        file.size,
+        tuple(findings),
+        state,
+        () if stale else tuple(damaged),
+    )
+
+
+def _damaged(
+    expected: Sequence[tuple[StoredTensor, int]], threads: int, progress: Progress | None
+) -> list[str]:
+    """Names of the tensors whose bytes do not have the checksum stated for them."""
+    total, done = sum(t.elements for t, _ in expected), 0
     damaged: list[str] = []
     with ThreadPoolExecutor(threads) as pool:
-        for tensor, got in zip(tensors, pool.map(_checksum, tensors), strict=True):
-            if got != expected[tensor.name]:
+        found = pool.map(_checksum, [tensor for tensor, _ in expected])
+        for (tensor, stated), got in zip(expected, found, strict=True):
+            if got != stated:
                 damaged.append(tensor.name)
             done += tensor.elements
             if progress is not None:
                 progress(done, total, tensor.name)
-    state = "bad" if damaged else "stale" if stale else "good" if expected else "none"
-    return Verification(
-        file.path, len(file.tensors), file.size, tuple(findings), state, tuple(damaged)
+    return damaged
+
+
+def _header_finding(file: GgufFile, what: str) -> Finding:
+    return Finding(
+        file.path,
+        "header",
+        True,
+        f"{file.path}: {what} are not as kvant wrote them; the header is damaged or was edited. "
+        "Make the file again.",
     )
 
 
-def _stated_checksums(part: GgufFile) -> dict[str, int]:
+def _stated_checksums(part: GgufFile) -> list[tuple[StoredTensor, int]]:
+    """Each tensor with the checksum that stands in its place, in file order."""
     value = part.metadata.get(CHECKSUMS)
     if value is None:
-        return {}
+        return []
     if value.item_type is not ValueType.UINT64 or len(part.get_array(CHECKSUMS)) != len(
         part.tensors
     ):
@@ -120,10 +152,8 @@ def _stated_checksums(part: GgufFile) -> dict[str, int]:
             f"{part.path}: expected one 64-bit checksum for each of the {len(part.tensors)} "
             f"tensors under {CHECKSUMS}, got something else; the file was edited. Make it again."
         )
-    return {
-        name: int(checksum)
-        for name, checksum in zip(part.tensors, part.get_array(CHECKSUMS), strict=True)
-    }
+    stated = (int(checksum) for checksum in part.get_array(CHECKSUMS))
+    return list(zip(part.tensors.values(), stated, strict=True))
 
 
 def _runs(tensor: StoredTensor, step: int = 1) -> Iterator[tuple[int, int]]:

@@ -29,12 +29,15 @@ static inline void range32(const float* x, float* lo, float* hi) {
 static inline float signed_max32(const float* x) {
   float lo, hi;
   range32(x, &lo, &hi);
-  if (hi > -lo) return hi;
-  if (hi < -lo) return lo;
-  if (hi == 0.0f) return 0.0f;
-  for (int i = 0; i < 32; ++i)
-    if (x[i] == hi || x[i] == lo) return x[i];
-  return 0;
+  if (hi == -lo) {
+    if (hi == 0.0f) return 0.0f;
+    int i = 0;
+    while (x[i] != hi && x[i] != lo) ++i;
+    return x[i];
+  }
+  // Without a branch: which end is longer is a coin toss that no processor can foresee.
+  const uint32_t upper = 0u - uint32_t(hi > -lo);
+  return bits_float((float_bits(hi) & upper) | (float_bits(lo) & ~upper));
 }
 
 static inline float inverse_or_zero(float d) { return d != 0.0f ? 1.0f / d : 0.0f; }

@@ -11,7 +11,8 @@ void fit(const float* x, const float*, Scales* s, int64_t blocks) {
     float lo, hi;
     range32(x + k * 32, &lo, &hi);
     clear(s + k);
-    s[k].d = (hi > -lo ? hi : 0.0f - lo) / 127.0f;  // 0 - lo: no negative zero
+    const float down = 0.0f - lo;  // not -lo: no negative zero
+    s[k].d = (hi > down ? hi : down) / 127.0f;
   }
 }
 

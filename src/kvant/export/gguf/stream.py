@@ -33,6 +33,9 @@ RUN_BYTES = 2 << 20
 """Source bytes a thread works on at a time: large enough that Python's share is lost in it, small
 enough for the second-level cache and for many threads on a small machine."""
 
+READ_AHEAD_RUNS = 4
+"""Runs between two requests to the system to read ahead; each costs as much as a small run."""
+
 FLUSH_BYTES = 64 << 20
 """Bytes written between two flushes to disk."""
 
@@ -254,7 +257,7 @@ class _Stream:
         else:
             kind = job.source.type.name
             fd = self.fds[job.source.path]
-            self._read_ahead(job, fd, stop)
+            self._read_ahead(job, fd, start)
             rows = job.source.read_rows(fd, start, stop, source)
         if job.row_order is not None:
             groups = rows.reshape(-1, len(job.row_order), rows.shape[-1])
@@ -273,12 +276,15 @@ class _Stream:
             raise self._bad_weight(job, start + at, bad) from None
 
     @staticmethod
-    def _read_ahead(job: TensorJob, fd: int, stop: int) -> None:
-        """Ask for the bytes after the run at hand, so that they are there when their turn comes."""
+    def _read_ahead(job: TensorJob, fd: int, start: int) -> None:
+        """Every few runs, ask for the bytes of the next few, to be there when their turn comes."""
         if isinstance(job.source, StoredTensor) and hasattr(os, "posix_fadvise"):
-            with suppress(OSError):
-                ahead = job.source.offset + stop * job.source.row_bytes
-                os.posix_fadvise(fd, ahead, 4 * RUN_BYTES, os.POSIX_FADV_WILLNEED)
+            step = job.rows_per_run
+            if start // step % READ_AHEAD_RUNS == 0:
+                with suppress(OSError):
+                    ahead = job.source.offset + (start + step) * job.source.row_bytes
+                    size = 2 * READ_AHEAD_RUNS * RUN_BYTES
+                    os.posix_fadvise(fd, ahead, size, os.POSIX_FADV_WILLNEED)
 
     @staticmethod
     def _bad_weight(job: TensorJob, start: int, bad: BadWeight) -> DataError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvant.packing import Packing, all_packings
+from kvant.quant.nominal import nominal_bits_per_weight
 from kvant.quant.presets import PRESETS
 from kvant.quant.recipe import Recipe
 
@@ -19,7 +20,7 @@ class Formats:
     recipes: tuple[Recipe, ...]
 
     def to_json(self) -> dict[str, object]:
-        """As plain data."""
+        """As plain data; recipes' bits per weight are those on Llama-3.1-8B's shape."""
         return {
             "packings": [
                 {
@@ -37,6 +38,7 @@ class Formats:
                 {
                     "name": r.name,
                     "precision_class": r.precision_class,
+                    "bits_per_weight": nominal_bits_per_weight(r),
                     "base": r.base,
                     "output": r.output or r.base,
                     "rules": [

@@ -19,6 +19,7 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from kvant.api.catalogue import formats
+    from kvant.quant.nominal import NOMINAL_MODEL, nominal_bits_per_weight
 
     found = formats()
     if arguments.json:
@@ -27,13 +28,21 @@ def _run(arguments: argparse.Namespace) -> int:
     print("Recipes (kvant quantize SRC RECIPE)\n")
     show.print_table(
         show.table(
-            ("recipe", "class", "base", "output", "good for"),
+            ("recipe", "class", "bpw", "base", "output", "good for"),
             [
-                (r.name, r.precision_class, r.base, r.output or r.base, r.good_for)
+                (
+                    r.name,
+                    r.precision_class,
+                    f"{nominal_bits_per_weight(r):.2f}",
+                    r.base,
+                    r.output or r.base,
+                    r.good_for,
+                )
                 for r in found.recipes
             ],
         )
     )
+    print(f"\nbpw: bits per weight on {NOMINAL_MODEL}; `kvant inspect` states your model's size")
     print("\nPackings (--tensor 'REGEX=PACKING')\n")
     show.print_table(
         show.table(

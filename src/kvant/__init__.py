@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kvant.api.measurement import evaluate
     from kvant.api.verification import verify
     from kvant.errors import KvantError
-    from kvant.evaluation import EvalResult
+    from kvant.evaluation import EvalResult, kld_difference, ln_ppl_difference
     from kvant.export.gguf.verify import Verification
     from kvant.quant.recipe import Recipe, Rule
 
@@ -43,6 +43,8 @@ __all__ = [
     "evaluate",
     "formats",
     "inspect",
+    "kld_difference",
+    "ln_ppl_difference",
     "quantize",
     "verify",
 ]
@@ -62,6 +64,8 @@ _HOME = {
     "evaluate": "kvant.api.measurement",
     "formats": "kvant.api.catalogue",
     "inspect": "kvant.api.inspection",
+    "kld_difference": "kvant.evaluation",
+    "ln_ppl_difference": "kvant.evaluation",
     "quantize": "kvant.api.conversion",
     "verify": "kvant.api.verification",
 }

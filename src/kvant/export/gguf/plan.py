@@ -274,7 +274,8 @@ def _recipe_metadata(
     }
     if packings - FLOATS:
         keys["general.quantization_version"] = uint32(_QUANTISATION_VERSION)
-        keys["kvant.method"] = string("scale search")
+        searched = any(packing.endswith("_K") for packing in packings)
+        keys["kvant.method"] = string("scale search" if searched else "plain formula")
     if recipe not in PRESETS:  # a preset's name says it all
         keys["kvant.recipe.definition"] = string(json.dumps(recipe.to_json(), sort_keys=True))
     if overrides:

@@ -50,9 +50,10 @@ def write_plan(
     paths = [path.with_name(name) for name in plan.file_names(path.name)]
     _refuse_overwriting_source(plan, paths)
     with ExitStack() as files:
+        # All of them have to fit, so the first asks for the room of all.
         opened = [
-            files.enter_context(AtomicFile(p, force=force, size=shard.size))
-            for p, shard in zip(paths, plan.shards, strict=True)
+            files.enter_context(AtomicFile(p, force=force, size=plan.size if i == 0 else None))
+            for i, p in enumerate(paths)
         ]
         jobs: list[TensorJob] = []
         for shard, file in zip(plan.shards, opened, strict=True):

@@ -273,7 +273,8 @@ def test_killed_at_any_moment(large: Path, tmp_path: Path, split_size: int) -> N
 
 
 def test_ctrl_c(large: Path, tmp_path: Path) -> None:
-    """Once, or several times by the impatient."""
+    """Once, or several times by the impatient; a file finished just before stays, whole."""
+    stopped = 0
     for delay, times in ((0, 1), (0.02, 1), (0.05, 1), (0.08, 1), (0.01, 3), (0.04, 3)):
         process = _start("-m", "kvant", "quantize", str(large), "Q2_K", "-o", ".", cwd=tmp_path)
         _wait_for_output(tmp_path, process)
@@ -281,7 +282,13 @@ def test_ctrl_c(large: Path, tmp_path: Path) -> None:
         for _ in range(times):
             process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
+        for name in names(tmp_path):
+            assert kvant.verify(tmp_path / name).ok
+            (tmp_path / name).unlink()
+        if process.returncode == 0:  # it was faster than the signal
+            continue
+        stopped += 1
         assert process.returncode == 130, err
-        assert out == ""
-        assert err.strip() == "kvant: interrupted; nothing was left half written."
-        assert names(tmp_path) == []
+        assert out == "" or out.startswith("wrote ")
+        assert err.strip().endswith("kvant: interrupted; nothing was left half written.")
+    assert stopped, "every run was faster than its signal"

@@ -222,6 +222,8 @@ def _artefact(plan: Plan, paths: tuple[Path, ...], seconds: float | None) -> Art
 
 def _loses_digits(tensor: PlannedTensor) -> bool:
     change = (tensor.source_type, tensor.assignment.packing)
+    if tensor.requantised:  # a scale times a code takes up to 24 bits
+        return change[1] in ("F16", "BF16")
     return change in (("F32", "F16"), ("F32", "BF16"), ("F16", "BF16"))
 
 
@@ -244,11 +246,17 @@ def _notes(plan: Plan) -> tuple[str, ...]:
             f"The source is quantised already ({', '.join(again)}): quantising it again adds "
             "to that loss. Use the original checkpoint if you can."
         )
+    if again and not plan.recipe.quantised:
+        notes.append(
+            f"The source is quantised ({', '.join(again)}): this file is larger and cannot regain "
+            "what that lost."
+        )
     rounded = sorted({t.source_type for t in plan.tensors if _loses_digits(t)})
     if rounded and not plan.recipe.quantised:
+        keeps_all = "f16" if rounded == ["F16"] else "f32"
         notes.append(
-            f"Weights stored as {', '.join(rounded)} were rounded to {plan.recipe.name}, which "
-            f"keeps fewer digits; `kvant convert --dtype {rounded[-1].lower()}` keeps all."
+            f"Weights stored as {', '.join(rounded)} are rounded to {plan.recipe.name}, which "
+            f"keeps fewer digits; `kvant convert --dtype {keeps_all}` keeps all."
         )
     if plan.checkpoint.ignored:
         keys = plan.checkpoint.ignored

@@ -18,6 +18,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--dtype",
         default="bf16",
+        type=str.lower,
         choices=("bf16", "f16", "f32"),
         help="type of weight matrices (default: bf16)",
     )

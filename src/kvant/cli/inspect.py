@@ -56,7 +56,7 @@ def _print(found: Inspection) -> None:
         for name, c in found.storage.items()
     ]
     if found.tokenizer is None:
-        about.append(("tokenizer", "none"))
+        about.append(("tokenizer", "none" if found.converts else "not read"))
     else:
         t = found.tokenizer
         about.append(
@@ -86,7 +86,7 @@ def _print(found: Inspection) -> None:
         show.print_table(show.table(("recipe", "class", "size", "bytes", "bpw", "fallbacks"), rows))
         if any(r.fell_back for r in found.recipes):
             print(
-                "\nfallbacks: tensors whose rows do not fill blocks of 256 get 32-weight packings"
+                "\nfallbacks: tensors whose rows do not fill blocks get 32-weight packings or F16"
             )
     else:
         print()

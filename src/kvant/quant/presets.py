@@ -172,4 +172,6 @@ def preset(name: str) -> Recipe:
         return by_name[wanted]
     near = difflib.get_close_matches(wanted, by_name, 1, 0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
+    if "/" in name or name.endswith(".gguf"):
+        hint = " Did you swap them? The model comes first, then the recipe."
     raise UsageError(f"There is no recipe called {name!r}; kvant knows {', '.join(by_name)}.{hint}")

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "panel.h"
+
 namespace kvant {
 
 // The scales of one block, as `fit` finds them and `encode` and `layout` use them. The NumPy
@@ -27,6 +29,7 @@ struct PackingKernels {
   void (*decode)(const uint8_t* codes, const Scales* scales, float* y, int64_t blocks);
   void (*layout)(const uint8_t* codes, const Scales* scales, uint8_t* out, int64_t blocks);
   void (*unlayout)(const uint8_t* in, uint8_t* codes, Scales* scales, int64_t blocks);
+  const PanelKernels* panels;  // how the engine multiplies it
 };
 
 // One per instruction set: a null-terminated list of packings, and work on runs of plain floats.
@@ -39,6 +42,9 @@ struct Isa {
   void (*to_bf16)(const float* in, uint8_t* out, int64_t n);
   // Index of the first value that is not finite or larger in magnitude than `limit`, or -1.
   int64_t (*first_beyond)(const float* x, int64_t n, float limit);
+  // Panels of float weights by ggml's type number (null for others), and activations for all panels.
+  const PanelKernels* (*float_panels)(int type);
+  PrepareTile prepare_tile;
 };
 
 }  // namespace kvant

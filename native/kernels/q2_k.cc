@@ -2,6 +2,7 @@
 // each. Block of 84 bytes: 16 bytes of scale (low nibble) and minimum, 64 of codes, half d, half
 // dmin.
 #include "k_layout.h"
+#include "matmul.h"
 
 namespace kvant::KVANT_ISA {
 namespace {
@@ -33,9 +34,12 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
   }
 }
 
+using Panel = Format<2, 0, 256, 16, 0, SubScales::Nibbles, true>;
+
 }  // namespace
 
 extern const PackingKernels kQ2_K = {10, 256, kBytes, Grid::fit, Grid::encode,
-                                     Grid::decode, layout, unlayout};
+                                     Grid::decode, layout, unlayout,
+    &panel_kernels<Panel, kBytes, unlayout>};
 
 }  // namespace kvant::KVANT_ISA

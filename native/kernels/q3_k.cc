@@ -1,6 +1,7 @@
 // Q3_K: 16 sub-blocks of 16 weights, signed 3-bit codes, signed 6-bit scales under one half
 // scale. Block of 110 bytes: 32 bytes of third bits, 64 of low bits, 12 of scales, half d.
 #include "k_layout.h"
+#include "matmul.h"
 
 namespace kvant::KVANT_ISA {
 namespace {
@@ -50,9 +51,12 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
   }
 }
 
+using Panel = Format<2, 1, 256, 16, 4, SubScales::SixBitsSigned, false>;
+
 }  // namespace
 
 extern const PackingKernels kQ3_K = {11, 256, kBytes, Grid::fit, Grid::encode,
-                                     Grid::decode, layout, unlayout};
+                                     Grid::decode, layout, unlayout,
+    &panel_kernels<Panel, kBytes, unlayout>};
 
 }  // namespace kvant::KVANT_ISA

@@ -1,5 +1,6 @@
 // Q4_0: signed 4-bit codes with one scale per 32 weights.
 // Block of 18 bytes: half d, 16 bytes of nibbles.
+#include "matmul.h"
 #include "plain.h"
 
 namespace kvant::KVANT_ISA {
@@ -26,9 +27,12 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
   }
 }
 
+using Panel = Format<4, 0, 32, 32, 8, SubScales::None, false>;
+
 }  // namespace
 
 extern const PackingKernels kQ4_0 = {2, 32, kBytes, Grid::fit, Grid::encode,
-                                     Grid::decode, layout, unlayout};
+                                     Grid::decode, layout, unlayout,
+    &panel_kernels<Panel, kBytes, unlayout>};
 
 }  // namespace kvant::KVANT_ISA

@@ -1,5 +1,6 @@
 // Q4_1: 4-bit codes with a scale and a minimum per 32 weights.
 // Block of 20 bytes: half d, half m, 16 bytes of nibbles.
+#include "matmul.h"
 #include "plain.h"
 
 namespace kvant::KVANT_ISA {
@@ -28,9 +29,12 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
   }
 }
 
+using Panel = Format<4, 0, 32, 32, 0, SubScales::None, true>;
+
 }  // namespace
 
 extern const PackingKernels kQ4_1 = {3, 32, kBytes, Grid::fit, Grid::encode,
-                                     Grid::decode, layout, unlayout};
+                                     Grid::decode, layout, unlayout,
+    &panel_kernels<Panel, kBytes, unlayout>};
 
 }  // namespace kvant::KVANT_ISA

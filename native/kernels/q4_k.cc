@@ -1,6 +1,7 @@
 // Q4_K: 8 sub-blocks of 32 weights, 4-bit codes, 6-bit scales and minima under a half scale
 // each. Block of 144 bytes: half d, half dmin, 12 bytes of scales and minima, 128 of nibbles.
 #include "k_layout.h"
+#include "matmul.h"
 
 namespace kvant::KVANT_ISA {
 namespace {
@@ -30,9 +31,12 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
   }
 }
 
+using Panel = Format<4, 0, 256, 32, 0, SubScales::SixBits, true>;
+
 }  // namespace
 
 extern const PackingKernels kQ4_K = {12, 256, kBytes, Grid::fit, Grid::encode,
-                                     Grid::decode, layout, unlayout};
+                                     Grid::decode, layout, unlayout,
+    &panel_kernels<Panel, kBytes, unlayout>};
 
 }  // namespace kvant::KVANT_ISA

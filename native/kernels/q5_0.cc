@@ -1,5 +1,6 @@
 // Q5_0: signed 5-bit codes with one scale per 32 weights.
 // Block of 22 bytes: half d, 4 bytes of fifth bits, 16 bytes of nibbles.
+#include "matmul.h"
 #include "plain.h"
 
 namespace kvant::KVANT_ISA {
@@ -28,9 +29,12 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
   }
 }
 
+using Panel = Format<4, 1, 32, 32, 16, SubScales::None, false>;
+
 }  // namespace
 
 extern const PackingKernels kQ5_0 = {6, 32, kBytes, Grid::fit, Grid::encode,
-                                     Grid::decode, layout, unlayout};
+                                     Grid::decode, layout, unlayout,
+    &panel_kernels<Panel, kBytes, unlayout>};
 
 }  // namespace kvant::KVANT_ISA

@@ -1,5 +1,6 @@
 // Q5_1: 5-bit codes with a scale and a minimum per 32 weights.
 // Block of 24 bytes: half d, half m, 4 bytes of fifth bits, 16 bytes of nibbles.
+#include "matmul.h"
 #include "plain.h"
 
 namespace kvant::KVANT_ISA {
@@ -30,9 +31,12 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
   }
 }
 
+using Panel = Format<4, 1, 32, 32, 0, SubScales::None, true>;
+
 }  // namespace
 
 extern const PackingKernels kQ5_1 = {7, 32, kBytes, Grid::fit, Grid::encode,
-                                     Grid::decode, layout, unlayout};
+                                     Grid::decode, layout, unlayout,
+    &panel_kernels<Panel, kBytes, unlayout>};
 
 }  // namespace kvant::KVANT_ISA

@@ -2,6 +2,7 @@
 // each. Block of 176 bytes: half d, half dmin, 12 bytes of scales and minima, 32 of fifth bits,
 // 128 of nibbles.
 #include "k_layout.h"
+#include "matmul.h"
 
 namespace kvant::KVANT_ISA {
 namespace {
@@ -33,9 +34,12 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
   }
 }
 
+using Panel = Format<4, 1, 256, 32, 0, SubScales::SixBits, true>;
+
 }  // namespace
 
 extern const PackingKernels kQ5_K = {13, 256, kBytes, Grid::fit, Grid::encode,
-                                     Grid::decode, layout, unlayout};
+                                     Grid::decode, layout, unlayout,
+    &panel_kernels<Panel, kBytes, unlayout>};
 
 }  // namespace kvant::KVANT_ISA

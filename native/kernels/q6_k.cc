@@ -3,6 +3,7 @@
 // In each run of 128 codes, byte i of the nibbles holds codes i and i + 64, byte 32 + i codes
 // i + 32 and i + 96; byte i of the pairs holds codes i, i + 32, i + 64, i + 96.
 #include "k_layout.h"
+#include "matmul.h"
 
 namespace kvant::KVANT_ISA {
 namespace {
@@ -47,9 +48,12 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
   }
 }
 
+using Panel = Format<4, 2, 256, 16, 32, SubScales::Bytes, false>;
+
 }  // namespace
 
 extern const PackingKernels kQ6_K = {14, 256, kBytes, Grid::fit, Grid::encode,
-                                     Grid::decode, layout, unlayout};
+                                     Grid::decode, layout, unlayout,
+    &panel_kernels<Panel, kBytes, unlayout>};
 
 }  // namespace kvant::KVANT_ISA

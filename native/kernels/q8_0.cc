@@ -1,4 +1,5 @@
 // Q8_0: signed 8-bit codes with one scale per 32 weights. Block of 34 bytes: half d, 32 codes.
+#include "matmul.h"
 #include "plain.h"
 
 namespace kvant::KVANT_ISA {
@@ -57,8 +58,11 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
   }
 }
 
+using Panel = Format<8, 0, 32, 32, 128, SubScales::None, false>;
+
 }  // namespace
 
-extern const PackingKernels kQ8_0 = {8, 32, kBytes, fit, encode, decode, layout, unlayout};
+extern const PackingKernels kQ8_0 = {8, 32, kBytes, fit, encode, decode, layout, unlayout,
+    &panel_kernels<Panel, kBytes, unlayout, true>};
 
 }  // namespace kvant::KVANT_ISA

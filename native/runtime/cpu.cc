@@ -17,6 +17,9 @@ extern const Isa kIsa;
 namespace avx512 {
 extern const Isa kIsa;
 }
+namespace avx512vnni {
+extern const Isa kIsa;
+}
 #endif
 
 namespace {
@@ -42,8 +45,10 @@ std::vector<const Isa*> usable_isas() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("bmi2") && has_f16c();
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512vnni")) found.push_back(&avx512vnni::kIsa);
     found.push_back(&avx512::kIsa);
+  }
   if (avx2) found.push_back(&avx2::kIsa);
 #endif
   found.push_back(&scalar::kIsa);

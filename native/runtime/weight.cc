@@ -1,0 +1,148 @@
+#include "weight.h"
+
+#include <cerrno>
+#include <new>
+#include <stdexcept>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "rows.h"
+
+namespace kvant {
+
+namespace {
+constexpr int64_t kLarge = 2 << 20;  // a large page
+}
+
+// Reserved with room to begin at a large page's border, so that all but the tail can be in such pages:
+// reading with a quarter more bandwidth is what that gives on a virtual machine.
+Pages::Pages(int64_t bytes) : bytes_((bytes + 4095) / 4096 * 4096) {
+  if (bytes_ == 0) bytes_ = 4096;
+  mapped_ = bytes_ + (bytes_ >= kLarge ? kLarge : 0);
+  void* p = mmap(nullptr, size_t(mapped_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  base_ = static_cast<uint8_t*>(p);
+  data_ = base_;
+  if (bytes_ >= kLarge) {
+    data_ = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(p) + kLarge - 1) / kLarge * kLarge);
+#if defined(MADV_HUGEPAGE)
+    madvise(data_, size_t(bytes_), MADV_HUGEPAGE);  // a wish: it may be turned off
+#endif
+  }
+}
+
+Pages::~Pages() { munmap(base_, size_t(mapped_)); }
+
+FileRows::FileRows(int fd, int64_t offset, int type, int64_t rows, int64_t columns)
+    : fd_(dup(fd)), type_(type), offset_(offset), rows_(rows), columns_(columns) {
+  const BlockShape s = block_shape(type);
+  if (s.elements == 0 || columns % s.elements || rows < 1 || columns < 1)
+    throw std::invalid_argument("rows do not fit their storage type");
+  if (fd_ < 0) throw std::runtime_error("the file's descriptor cannot be kept open");
+  row_bytes_ = columns / s.elements * s.bytes;
+}
+
+FileRows::~FileRows() { close(fd_); }
+
+bool FileRows::read(int64_t row, int64_t count, uint8_t* out) const {
+  int64_t left = count * row_bytes_, at = offset_ + row * row_bytes_;
+  while (left > 0) {
+    const ssize_t n = pread(fd_, out, size_t(left), at);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return false;
+    out += n;
+    at += n;
+    left -= n;
+  }
+  return true;
+}
+
+bool FileRows::decode(int64_t row, uint8_t* raw, float* out) const {
+  if (!read(row, 1, raw)) return false;
+  decode_rows(type_, raw, out, 1, columns_);
+  return true;
+}
+
+const PanelKernels* panel_kernels_of(int type) {
+  const Isa& isa = current_isa();
+  for (const PackingKernels* const* p = isa.packings; *p; ++p)
+    if ((*p)->id == type) return (*p)->panels;
+  return isa.float_panels(type);
+}
+
+void Weight::find_kernels() {
+  kernels_ = panel_kernels_of(type_);
+  if (!kernels_) throw std::invalid_argument("the engine has no kernels for this storage type");
+  panels_ = (rows_ + kPanelRows - 1) / kPanelRows;
+  panel_bytes_ = kernels_->panel_bytes(columns_);
+}
+
+Weight::Weight(std::shared_ptr<FileRows> source, std::vector<int32_t> order, bool resident)
+    : source_(std::move(source)),
+      order_(std::move(order)),
+      type_(source_->type()),
+      rows_(source_->rows()),
+      columns_(source_->columns()) {
+  if (!order_.empty() && int64_t(order_.size()) != rows_)
+    throw std::invalid_argument("the order of rows has another length");
+  for (int32_t row : order_)
+    if (row < 0 || row >= rows_) throw std::invalid_argument("the order names a row there is not");
+  find_kernels();
+  if (resident) pages_ = std::make_unique<Pages>(panels_ * panel_bytes_);
+}
+
+Weight::Weight(int type, int64_t rows, int64_t columns, const uint8_t* data)
+    : type_(type), rows_(rows), columns_(columns) {
+  find_kernels();
+  pages_ = std::make_unique<Pages>(panels_ * panel_bytes_);
+  const BlockShape s = block_shape(type);
+  const int64_t row_bytes = columns / s.elements * s.bytes;
+  for (int64_t p = 0; p < panels_; ++p) {
+    const uint8_t* from[kPanelRows] = {};
+    int n = 0;
+    for (; n < kPanelRows && p * kPanelRows + n < rows; ++n)
+      from[n] = data + (p * kPanelRows + n) * row_bytes;
+    kernels_->interleave(from, n, columns, pages_->data() + p * panel_bytes_);
+  }
+}
+
+bool Weight::build(int64_t p, uint8_t* raw, uint8_t* panel) const {
+  const int64_t first = p * kPanelRows, row_bytes = source_->row_bytes();
+  const int n = int(rows_ - first < kPanelRows ? rows_ - first : kPanelRows);
+  const uint8_t* rows[kPanelRows] = {};
+  for (int r = 0; r < n; ++r) rows[r] = raw + r * row_bytes;
+  if (order_.empty()) {
+    if (!source_->read(first, n, raw)) return false;
+  } else {
+    for (int r = 0; r < n; ++r)
+      if (!source_->read(order_[size_t(first + r)], 1, raw + r * row_bytes)) return false;
+  }
+  kernels_->interleave(rows, n, columns_, panel);
+  return true;
+}
+
+bool Weight::load(Pool& pool) {
+  if (!pages_ || !source_) return true;
+  Tickets tickets;
+  std::atomic<bool> good{true};
+  pool.run([&](int) {
+    std::vector<uint8_t> raw(size_t(kPanelRows * source_->row_bytes()));
+    for (int64_t p = tickets.take(1); p < panels_ && good; p = tickets.take(1))
+      if (!build(p, raw.data(), pages_->data() + p * panel_bytes_)) good = false;
+  });
+  return good;
+}
+
+int64_t Weight::scratch_bytes() const {
+  return resident() ? 0
+                    : (kPanelRows * source_->row_bytes() + 63) / 64 * 64 + (panel_bytes_ + 63) / 64 * 64;
+}
+
+const uint8_t* Weight::panel(int64_t p, uint8_t* scratch) const {
+  if (pages_) return pages_->data() + p * panel_bytes_;
+  uint8_t* panel = scratch + (kPanelRows * source_->row_bytes() + 63) / 64 * 64;
+  return build(p, scratch, panel) ? panel : nullptr;
+}
+
+}  // namespace kvant

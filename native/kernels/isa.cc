@@ -12,6 +12,8 @@ namespace kvant::KVANT_ISA {
 
 extern const PackingKernels kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K;
 
+extern const RowKernels kRows;
+
 namespace {
 
 const PackingKernels* const kPackings[] = {&kQ4_0, &kQ4_1, &kQ5_0, &kQ5_1, &kQ8_0, &kQ2_K,
@@ -76,6 +78,6 @@ void to_bf16(const float* in, uint8_t* out, int64_t n) {
 }  // namespace
 
 extern const Isa kIsa = {KVANT_NAME(KVANT_ISA), kPackings, from_f16, from_bf16,
-                         to_f16,                to_bf16,   first_beyond};
+                         to_f16,                to_bf16,   first_beyond, &kRows};
 
 }  // namespace kvant::KVANT_ISA

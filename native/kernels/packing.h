@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "rowops.h"
+
 namespace kvant {
 
 // The scales of one block, as `fit` finds them and `encode` and `layout` use them. The NumPy
@@ -39,6 +41,7 @@ struct Isa {
   void (*to_bf16)(const float* in, uint8_t* out, int64_t n);
   // Index of the first value that is not finite or larger in magnitude than `limit`, or -1.
   int64_t (*first_beyond)(const float* x, int64_t n, float limit);
+  const RowKernels* rows;  // what the engine does between matrix products
 };
 
 }  // namespace kvant

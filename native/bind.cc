@@ -19,6 +19,9 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace kvant {
+
+void bind_rows(nb::module_& m);  // bind_rows.cc
+
 namespace {
 
 using BytesIn = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -153,6 +156,7 @@ NB_MODULE(_core, m) {
   m.def("isas", &isas, "Instruction sets this build and this processor share, best first.");
   m.def("current_isa", [] { return std::string(current_isa().name); });
   m.def("select_isa", &select_isa, "name"_a, "Use one of `isas()`; False if there is no such.");
+  bind_rows(m);
 }
 
 }  // namespace kvant

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "panel.h"
+#include "rowops.h"
 
 namespace kvant {
 
@@ -45,6 +46,7 @@ struct Isa {
   // Panels of float weights by ggml's type number (null for others), and activations for all panels.
   const PanelKernels* (*float_panels)(int type);
   PrepareTile prepare_tile;
+  const RowKernels* rows;  // what the engine does between matrix products
 };
 
 }  // namespace kvant

@@ -1,0 +1,109 @@
+// Norms, rotary positions, gates and sums: the work between matrix products.
+#include <cmath>
+
+#include "rowops.h"
+#include "vmath.h"
+
+namespace kvant::KVANT_ISA {
+
+void kv_write(const KvShape& shape, uint8_t* cache, const int32_t* table, int64_t first, int64_t n,
+              const float* k, int64_t k_stride, const float* v, int64_t v_stride, int head_begin,
+              int head_end);
+void attend(const Attention& a, float* out, int64_t out_stride, float* scratch);
+void attend_part(const Attention& a, int64_t part, float* partial, float* scratch);
+void attend_merge(const Attention& a, float* partials, int64_t partial_stride, int64_t parts,
+                  float* out, int64_t out_stride);
+
+namespace {
+
+float sum_of_squares(const float* x, int64_t n) {
+  vf sum[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    for (int s = 0; s < 4; ++s) {
+      const vf v = load(x + i + s * kLanes);
+      sum[s] = vfma(v, v, sum[s]);
+    }
+  for (; i < n; i += kLanes) {
+    const vf v = i + kLanes <= n ? load(x + i) : vload_some(x + i, n - i);
+    sum[0] = vfma(v, v, sum[0]);
+  }
+  return vtotal((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+void rms_norm(const float* x, const float* w, float* y, int64_t width, int64_t groups, float eps) {
+  const int64_t n = width / groups;
+  for (int64_t g = 0; g < groups; ++g, x += n, y += n) {
+    const vf inverse = vspread(1.0f / std::sqrt(sum_of_squares(x, n) / float(n) + eps));
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(y + i, load(x + i) * inverse * load(w + i));
+    if (i < n)
+      vstore_some(y + i, vload_some(x + i, n - i) * inverse * vload_some(w + i, n - i), n - i);
+  }
+}
+
+void rope(float* x, const float* cos, const float* sin, int64_t heads, int64_t head_dim) {
+  const int64_t half = head_dim / 2;
+  for (int64_t h = 0; h < heads; ++h, x += head_dim) {
+    int64_t i = 0;
+    for (; i + kLanes <= half; i += kLanes) {
+      const vf a = load(x + i), b = load(x + half + i), c = load(cos + i), s = load(sin + i);
+      store(x + i, vfma(a, c, -(b * s)));
+      store(x + half + i, vfma(b, c, a * s));
+    }
+    if (i < half) {
+      const int64_t rest = half - i;
+      const vf a = vload_some(x + i, rest), b = vload_some(x + half + i, rest);
+      const vf c = vload_some(cos + i, rest), s = vload_some(sin + i, rest);
+      vstore_some(x + i, vfma(a, c, -(b * s)), rest);
+      vstore_some(x + half + i, vfma(b, c, a * s), rest);
+    }
+  }
+}
+
+vf gated(vf gate, vf up) { return gate / (1.0f + vexp(-gate)) * up; }
+
+void swiglu(const float* gate, const float* up, float* y, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(y + i, gated(load(gate + i), load(up + i)));
+  if (i < n) {
+    const int64_t rest = n - i;
+    vstore_some(y + i, gated(vload_some(gate + i, rest), vload_some(up + i, rest)), rest);
+  }
+}
+
+void add(float* x, const float* y, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(x + i, load(x + i) + load(y + i));
+  for (; i < n; ++i) x[i] += y[i];
+}
+
+typedef double vd __attribute__((vector_size(kLanes * 8)));
+
+void log_sum_exp(const float* x, int64_t n, float* greatest, double* sum) {
+  const vf lowest = vspread(-INFINITY);
+  const int64_t whole = n / kLanes * kLanes, rest = n - whole;
+  vf most = lowest;
+  for (int64_t i = 0; i < whole; i += kLanes) most = vmax(most, load(x + i));
+  float top = vmost(most);
+  for (int64_t i = whole; i < n; ++i) top = x[i] > top ? x[i] : top;
+
+  vd total = {};
+  const vf base = vspread(top);
+  for (int64_t i = 0; i < whole; i += kLanes)
+    total += __builtin_convertvector(vexp(load(x + i) - base), vd);
+  if (rest) {
+    const vf tail = select(vcount() < int32_t(rest), vload_some(x + whole, rest), lowest);
+    total += __builtin_convertvector(vexp(tail - base), vd);
+  }
+  *greatest = top;
+  *sum = 0;
+  for (int l = 0; l < kLanes; ++l) *sum += total[l];
+}
+
+}  // namespace
+
+extern const RowKernels kRows = {rms_norm, rope,        swiglu,       add,        kv_write,
+                                 attend,   attend_part, attend_merge, log_sum_exp};
+
+}  // namespace kvant::KVANT_ISA

@@ -20,7 +20,8 @@ using namespace nb::literals;
 
 namespace kvant {
 
-void bind_rows(nb::module_& m);  // bind_rows.cc
+void bind_rows(nb::module_& m);    // bind_rows.cc
+void bind_engine(nb::module_& m);  // bind_engine.cc
 
 namespace {
 
@@ -157,6 +158,7 @@ NB_MODULE(_core, m) {
   m.def("current_isa", [] { return std::string(current_isa().name); });
   m.def("select_isa", &select_isa, "name"_a, "Use one of `isas()`; False if there is no such.");
   bind_rows(m);
+  bind_engine(m);
 }
 
 }  // namespace kvant

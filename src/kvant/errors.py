@@ -12,6 +12,9 @@ with status 1; anything that is not a ``KvantError`` is a bug in kvant.
     │   ├── UnsupportedError     well-formed, but kvant does not know it (architecture, type, value)
     │   └── DataError            the numbers themselves: NaN or infinity in weights
     ├── UsageError               the request makes no sense (unknown recipe, bad option value)
+    │   └── ContextError         a text is longer than the model's context
+    ├── CacheFullError           no room for more keys and values
+    ├── NotEnoughMemoryError     said before anything is loaded
     ├── MissingExtraError        an optional package is not installed
     └── OutputError              nothing was written (exists already, no space, no permission)
 """
@@ -19,11 +22,14 @@ with status 1; anything that is not a ``KvantError`` is a bug in kvant.
 from __future__ import annotations
 
 __all__ = [
+    "CacheFullError",
+    "ContextError",
     "DataError",
     "FileFormatError",
     "InputError",
     "KvantError",
     "MissingExtraError",
+    "NotEnoughMemoryError",
     "OutputError",
     "UnsupportedError",
     "UsageError",
@@ -52,6 +58,25 @@ class DataError(InputError):
 
 class UsageError(KvantError):
     """The request makes no sense: an unknown recipe, a bad option value, an empty text."""
+
+
+class ContextError(UsageError):
+    """A text is longer than the model's context: ``needed`` and ``context``, in tokens."""
+
+    def __init__(self, needed: int, context: int) -> None:
+        super().__init__(
+            f"The text takes {needed:,} tokens, the model's context is {context:,}. Shorten it; "
+            "nothing was cut off silently."
+        )
+        self.needed, self.context = needed, context
+
+
+class CacheFullError(KvantError):
+    """The cache of keys and values has no room for the tokens; nothing was changed."""
+
+
+class NotEnoughMemoryError(KvantError):
+    """A model and its cache do not fit into memory; nothing was loaded."""
 
 
 class MissingExtraError(KvantError):

@@ -1,0 +1,182 @@
+// A model as the engine runs it: a list of operations over a ragged batch of tokens.
+//
+// Python lowers the graph to these operations once (kvant/engine/plan.py); a step then runs without
+// the interpreter: every thread walks the same list, takes pieces of each operation by ticket, and
+// waits where the next one needs the last one's results. What a token gets depends on nothing but
+// its own sequence: not on its neighbours, on the chunking of a prompt, or on the number of threads.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../kernels/packing.h"
+#include "threads.h"
+#include "weight.h"
+
+namespace kvant {
+
+// What is done to a linear's input before it is rounded into tiles.
+enum class Before : int { Nothing = 0, RmsNorm = 1, SwiGlu = 2 };
+
+struct Output {
+  int weight;
+  int bias;  // a vector, or -1
+  int dst;   // a buffer
+  bool add;  // to what the buffer holds: the residual stream
+};
+
+struct Op {
+  enum class Kind { Embed, Norm, Rope, Add, SwiGlu, Linear, Attention };
+  Kind kind;
+  int layer = -1;  // -1: before the layers; the number of layers: after them
+  int src = -1, src2 = -1, dst = -1;
+  // Norm, and Linear after a norm.
+  int vector = -1;
+  float eps = 0;
+  int64_t groups = 1;
+  // Rope.
+  int table = -1;
+  int64_t heads = 0, head_dim = 0;
+  // Linear.
+  Before before = Before::Nothing;
+  int64_t columns = 0;
+  std::vector<Output> outputs;
+  // Attention: src, src2, value are q, k, v; heads and keys may be normalised and turned first.
+  int value = -1, state = -1;
+  int q_norm = -1, k_norm = -1, q_rope = -1, k_rope = -1;
+  float q_eps = 0, k_eps = 0;
+  float scale = 0, softcap = 0;
+  int64_t window = 0;
+};
+
+// Some consecutive tokens of one sequence.
+struct Entry {
+  int64_t begin, count;  // in the batch
+  int64_t first;         // position in the sequence
+  const int32_t* table;  // blocks
+};
+
+struct StepResult {
+  bool read_failed = false;   // a weight's file ended early
+  int64_t bad_row = -1;       // logits that are not finite
+};
+
+class Plan {
+ public:
+  Plan(int threads, int64_t most_tokens);
+
+  Pool& pool() { return pool_; }
+  int64_t most_tokens() const { return most_tokens_; }
+
+  int add_weight(std::shared_ptr<Weight> w);
+  void set_weight(int id, std::shared_ptr<Weight> w);
+  std::shared_ptr<Weight> weight(int id) const { return weights_.at(size_t(id)); }
+  int add_vector(std::vector<float> v);
+  void set_vector(int id, std::vector<float> v);
+  int add_table(std::shared_ptr<FileRows> rows);
+  int add_frequencies(std::vector<double> f);  // radians a position
+  int add_buffer(int64_t width);
+  int add_state(KvShape shape);
+  int add(Op op);  // its index
+  void set_head(Op op);  // a Linear whose one output goes to the caller
+
+  // Sizes are known: takes memory. `stream` is the buffer that runs through the layers, `result` the
+  // one that the head reads.
+  void finish(int64_t kv_blocks, int stream, int result, int layers);
+
+  int64_t kv_bytes() const { return kv_bytes_; }
+  int64_t scratch_bytes() const;
+  int64_t weight_bytes() const;
+  static int64_t kv_bytes_per_block(const std::vector<KvShape>& shapes);
+
+  struct Capture {
+    int op;
+    float* out;  // [tokens][columns]
+  };
+  struct Request {
+    const int32_t* tokens = nullptr;
+    int64_t count = 0;
+    std::vector<Entry> entries;
+    std::vector<int32_t> rows;     // of the batch, for which results are wanted
+    int first_layer = -1;          // operations of these layers only; -1: with the embedding
+    int last_layer = 1 << 30;
+    const float* stream_in = nullptr;  // [tokens][width] where the embedding does not run
+    float* stream_out = nullptr;
+    float* result = nullptr;       // [rows][width]: what the head reads
+    float* logits = nullptr;       // [rows][vocabulary]
+    std::vector<Capture> captures;
+  };
+  StepResult run(const Request& r);
+  // The head alone, on rows [n][width].
+  StepResult head(const float* hidden, int64_t n, float* logits);
+
+  int64_t buffer_width(int id) const { return buffers_[size_t(id)].width; }
+  int64_t vocabulary() const;
+  int64_t op_columns(int id) const { return ops_.at(size_t(id)).columns; }
+  // Throw std::invalid_argument where a batch names blocks or tokens there are not.
+  void check_blocks(const std::vector<Entry>& entries) const;
+  void check_tokens(const int32_t* tokens, int64_t n) const;
+  int stream() const { return stream_; }
+  int result() const { return result_; }
+
+ private:
+  struct Buffer {
+    int64_t width, stride;
+    float* data = nullptr;
+  };
+  struct Thread {
+    std::unique_ptr<Pages> pages;
+    uint8_t* unpacked;
+    uint8_t* panel;
+    float* rows;  // eight
+    float* attention;
+    float* spare;
+  };
+  struct Run;
+
+  void operate(const Op& op, int index, Run& run, int thread);
+  void linear(const Op& op, int index, Run& run, int thread, float* out, int64_t out_stride);
+  void prepare(const Op& op, int index, Run& run, int thread, int64_t tokens);
+  void multiply(const Op& op, Run& run, int thread, int64_t tokens, float* out, int64_t out_stride);
+  void attention(const Op& op, Run& run, int thread);
+  void positions(Run& run, int thread);
+  Tickets& next_tickets(Run& run, int thread);
+  float* row(int buffer, int64_t t) {
+    const Buffer& b = buffers_[size_t(buffer)];
+    return b.data + t * b.stride;
+  }
+  uint32_t acts_of(const Op& op) const;
+
+  Pool pool_;
+  const Isa& isa_;
+  int64_t most_tokens_;
+  std::vector<std::shared_ptr<Weight>> weights_;
+  std::vector<std::vector<float>> vectors_;
+  std::vector<std::shared_ptr<FileRows>> tables_;
+  struct Turns {
+    std::vector<double> frequencies;
+    std::vector<float> cos, sin;  // [tokens][pairs]
+  };
+  std::vector<Turns> turns_;
+  std::vector<Buffer> buffers_;
+  struct State {
+    KvShape shape;
+    uint8_t* cache;
+  };
+  std::vector<State> states_;
+  std::vector<Op> ops_;
+  Op head_;
+  bool has_head_ = false;
+  int stream_ = -1, result_ = -1, layers_ = 0;
+  int64_t kv_bytes_ = 0, kv_blocks_ = 0, scratch_ = 0;
+  std::unique_ptr<Pages> kv_, arena_;
+  std::vector<std::unique_ptr<Pages>> tiles_;  // by kind of activation
+  std::vector<Thread> threads_;
+  std::unique_ptr<Tickets[]> tickets_;
+  size_t ticket_count_ = 0;
+};
+
+}  // namespace kvant

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from kvant._core import Plan
 from kvant.graph.ir import Node, Value, WeightRef
@@ -297,6 +298,6 @@ class _Lowering:
         return found
 
 
-def as_vector(values: np.ndarray) -> list[float]:  # type: ignore[type-arg]
+def as_vector(values: npt.NDArray[np.float32]) -> list[float]:
     """A norm's gains or a bias as the core takes them."""
     return [float(v) for v in values.reshape(-1)]

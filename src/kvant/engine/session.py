@@ -248,10 +248,7 @@ class Engine:
         with self._lock:
             for part in parts:
                 stream = np.empty((len(part), self.hidden_size), np.float32)
-                entries, tables = (
-                    np.array([[0, len(part), 0]], np.int64),
-                    np.zeros((1, 1), np.int32),
-                )
+                entries = np.array([[0, len(part), 0]], np.int64)
                 tables = np.zeros((1, -(-len(part) // _core.KV_BLOCK)), np.int32)
                 found = self._plan.step(
                     part, entries, tables, _EMPTY_ROWS, -1, -1, None, stream, None, None, []

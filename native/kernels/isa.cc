@@ -11,7 +11,8 @@
 namespace kvant::KVANT_ISA {
 
 const PanelKernels* float_panels(int type);
-void prepare_tile(Act act, const float* const* rows, int tokens, int64_t columns, uint8_t* tile);
+void prepare_tile(Act act, const float* const* rows, int tokens, int width, int64_t columns,
+                  uint8_t* tile);
 extern const PackingKernels kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K;
 
 extern const RowKernels kRows;

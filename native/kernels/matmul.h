@@ -43,11 +43,6 @@ struct Format {
   static int64_t heads_bytes(int64_t blocks) { return (blocks * head_bytes + 63) / 64 * 64; }
 };
 
-#ifndef KVANT_AHEAD
-#define KVANT_AHEAD 4096
-#endif
-inline constexpr int kAhead = KVANT_AHEAD;
-
 // ---- reading a block, from a panel or from its unpacked form -------------------------------------
 
 template <class F>
@@ -71,16 +66,20 @@ class PackedBlock {
       }
   }
 
-  // Sixteen columns: four steps. The lines some steps ahead are asked for: with one token, memory is
-  // what everything waits for, and the processor's own prefetching fetches half as fast.
+  // Sixteen columns: four steps. Lines a little ahead are asked for: with one token memory is what
+  // everything waits for, and the processor's own prefetching leaves a third of it unused. Where and
+  // how far was measured (Zen 4): the first level, ten lines; wide codes the second level, further.
   inline void quad(int q, int part, vc* out) const {
     constexpr int w = kLanes * 4;
+    constexpr int ahead = F::low == 8 ? 2048 : 640;
     const uint8_t* low = record_ + F::scale_bytes + F::high_bytes + part * w;
     const uint8_t* high = record_ + F::scale_bytes;
-    for (int line = 0; line < F::low * 2 && part == 0; line += 4)
-      __builtin_prefetch(low + q * F::low * 32 + line * 16 + kAhead);
-    if (F::high && part == 0 && q % (F::high == 1 ? 2 : 1) == 0)
-      __builtin_prefetch(high + q * F::high * 32 + kAhead);
+    if (part == 0) {
+      for (int line = 0; line < F::low * 32; line += 64)
+        __builtin_prefetch(low + q * F::low * 32 + line + ahead, 0, F::low == 8 ? 2 : 3);
+      if (F::high && q % (F::high == 1 ? 2 : 1) == 0)
+        __builtin_prefetch(high + q * F::high * 32 + ahead);
+    }
     if constexpr (F::low == 8) {
       for (int k = 0; k < 4; ++k) out[k] = load_codes(low + (4 * q + k) * 64);
     } else if constexpr (F::low == 4) {
@@ -170,15 +169,15 @@ class UnpackedBlock {
 // ---- the product ---------------------------------------------------------------------------------
 
 // Two levels of scales: everything within a block of 256 is integer.
-template <class F, class Block, int T>
+template <class F, class Block, int T, int W>
 static inline void product_nested(Block& w, int part, int64_t blocks, const uint8_t* tile,
                                   const ActLayout& l, int t0, float* y, int64_t stride) {
-  constexpr int sums_step = F::pairs * kTile * 2;
+  constexpr int sums_step = F::pairs * W * 2;
   const int8_t* q = (const int8_t*)tile + t0 * 4;
   const float* d = (const float*)(tile + l.d) + t0;
   const int16_t* sums = (const int16_t*)(tile + (F::sub == 32 ? l.sums : l.sums16)) + t0 * 2;
   vf acc[T] = {};
-  for (int64_t b = 0; b < blocks; ++b, q += 256 * kTile, d += kTile, sums += sums_step) {
+  for (int64_t b = 0; b < blocks; ++b, q += 256 * W, d += W, sums += sums_step) {
     w.enter(b);
     vi total[T] = {};
     for (int j = 0; j < F::subs; ++j) {
@@ -192,7 +191,7 @@ static inline void product_nested(Block& w, int part, int64_t blocks, const uint
         for (int k = 0; k < 4; ++k)
 #pragma GCC unroll 8
           for (int t = 0; t < T; ++t)
-            part_sum[t] = dot<F::wide>(part_sum[t], c[k], q + ((quad * 4 + k) * kTile + t) * 4);
+            part_sum[t] = dot<F::wide>(part_sum[t], c[k], q + ((quad * 4 + k) * W + t) * 4);
       }
       const vi scale = w.scale(j, part);
 #pragma GCC unroll 8
@@ -202,7 +201,7 @@ static inline void product_nested(Block& w, int part, int64_t blocks, const uint
     for (int p = 0; p < F::pairs; ++p) {
       const vi pair = w.pair(p, part);
 #pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) low[t] = dot_pairs(low[t], pair, sums + (p * kTile + t) * 2);
+      for (int t = 0; t < T; ++t) low[t] = dot_pairs(low[t], pair, sums + (p * W + t) * 2);
     }
     const vf scale = w.d(part);
     if constexpr (F::affine) {
@@ -224,14 +223,14 @@ static inline void product_nested(Block& w, int part, int64_t blocks, const uint
 }
 
 // One scale a block of 32.
-template <class F, class Block, int T>
+template <class F, class Block, int T, int W>
 static inline void product_plain(Block& w, int part, int64_t blocks, const uint8_t* tile,
                                  const ActLayout& l, int t0, float* y, int64_t stride) {
   const int8_t* q = (const int8_t*)tile + t0 * 4;
   const float* d = (const float*)(tile + l.d) + t0;
   const int32_t* sums = (const int32_t*)(tile + l.sums) + t0;
   vf acc[T] = {};
-  for (int64_t b = 0; b < blocks; ++b, q += 32 * kTile, d += kTile, sums += kTile) {
+  for (int64_t b = 0; b < blocks; ++b, q += 32 * W, d += W, sums += W) {
     w.enter(b);
     vi total[T];
     for (int t = 0; t < T; ++t) total[t] = splat_int(F::affine ? 0 : -F::zero * sums[t]);
@@ -243,7 +242,7 @@ static inline void product_plain(Block& w, int part, int64_t blocks, const uint8
       for (int k = 0; k < 4; ++k)
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t)
-          total[t] = dot<F::wide>(total[t], c[k], q + ((h * 4 + k) * kTile + t) * 4);
+          total[t] = dot<F::wide>(total[t], c[k], q + ((h * 4 + k) * W + t) * 4);
     }
     const vf scale = w.d(part);
 #pragma GCC unroll 8
@@ -272,52 +271,51 @@ struct Panels {
 
   static int64_t unpacked_bytes(int64_t columns) { return columns / F::block * F::unpacked_bytes; }
 
-  template <class Block, int T>
+  template <class Block, int T, int W>
   static void product(const uint8_t* from, int64_t columns, const uint8_t* tile, int t0, float* y,
                       int64_t stride) {
     const int64_t blocks = columns / F::block;
-    const ActLayout l = act_layout(F::act, columns);
+    const ActLayout l = act_layout(F::act, columns, W);
     for (int part = 0; part < kParts; ++part) {
       Block w(from, blocks);
       if constexpr (F::nested)
-        product_nested<F, Block, T>(w, part, blocks, tile, l, t0, y, stride);
+        product_nested<F, Block, T, W>(w, part, blocks, tile, l, t0, y, stride);
       else
-        product_plain<F, Block, T>(w, part, blocks, tile, l, t0, y, stride);
+        product_plain<F, Block, T, W>(w, part, blocks, tile, l, t0, y, stride);
     }
   }
 
   // Tokens beyond the last are zeros in the tile; their results go to a place of their own.
-  template <class Block, int T>
-  static void tokens_of(const uint8_t* from, int64_t columns, const uint8_t* tile, int t0, int n,
+  template <class Block, int W>
+  static void tokens_of(const uint8_t* from, int64_t columns, const uint8_t* tile, int tokens,
                         float* y, int64_t stride) {
-    if (n >= T) return product<Block, T>(from, columns, tile, t0, y + t0 * stride, stride);
-    alignas(64) float spare[T * kPanelRows];
-    product<Block, T>(from, columns, tile, t0, spare, kPanelRows);
-    for (int t = 0; t < n; ++t)
-      std::memcpy(y + (t0 + t) * stride, spare + t * kPanelRows, kPanelRows * 4);
-  }
-
-  static void multiply(const uint8_t* panel, int64_t columns, const uint8_t* tile, int tokens,
-                       float* y, int64_t stride) {
-    using Block = PackedBlock<F>;
-    for (int t = 0; t < tokens; t += kTokens) {
-      const int n = tokens - t < kTokens ? tokens - t : kTokens;
-      if (n == 1)
-        tokens_of<Block, 1>(panel, columns, tile, t, n, y, stride);
-      else if (n == 2)
-        tokens_of<Block, 2>(panel, columns, tile, t, n, y, stride);
-      else if (n <= 4 && kTokens >= 4)
-        tokens_of<Block, (kTokens < 4 ? 2 : 4)>(panel, columns, tile, t, n, y, stride);
-      else
-        tokens_of<Block, kTokens>(panel, columns, tile, t, n, y, stride);
+    constexpr int T = W < kTokens ? W : kTokens;
+    for (int t = 0; t < tokens; t += T) {
+      if (tokens - t >= T) {
+        product<Block, T, W>(from, columns, tile, t, y + t * stride, stride);
+        continue;
+      }
+      alignas(64) float spare[T * kPanelRows];
+      product<Block, T, W>(from, columns, tile, t, spare, kPanelRows);
+      for (int i = 0; t + i < tokens; ++i)
+        std::memcpy(y + (t + i) * stride, spare + i * kPanelRows, kPanelRows * 4);
     }
   }
 
-  static void multiply_unpacked(const uint8_t* unpacked, int64_t columns, const uint8_t* tile,
+  static void multiply(const uint8_t* panel, int64_t columns, const uint8_t* tile, int width,
+                       int tokens, float* y, int64_t stride) {
+    using Block = PackedBlock<F>;
+    switch (width) {
+      case 1: return tokens_of<Block, 1>(panel, columns, tile, tokens, y, stride);
+      case 2: return tokens_of<Block, 2>(panel, columns, tile, tokens, y, stride);
+      case 4: return tokens_of<Block, 4>(panel, columns, tile, tokens, y, stride);
+      default: return tokens_of<Block, kTile>(panel, columns, tile, tokens, y, stride);
+    }
+  }
+
+  static void multiply_unpacked(const uint8_t* unpacked, int64_t columns, const uint8_t* tile, int,
                                 int tokens, float* y, int64_t stride) {
-    for (int t = 0; t < tokens; t += kTokens)
-      tokens_of<UnpackedBlock<F>, kTokens>(unpacked, columns, tile, t,
-                                           tokens - t < kTokens ? tokens - t : kTokens, y, stride);
+    tokens_of<UnpackedBlock<F>, kTile>(unpacked, columns, tile, tokens, y, stride);
   }
 
   static void unpack(const uint8_t* panel, int64_t columns, uint8_t* out) {

@@ -40,7 +40,7 @@ inline vf load_column(const uint8_t* p) {
   return load((const float*)p);
 }
 
-template <int BYTES, int T>
+template <int BYTES, int T, int W>
 void product_floats(const uint8_t* panel, int64_t columns, const float* x, float* y,
                     int64_t stride) {
   vf acc[T][kParts] = {};
@@ -48,7 +48,7 @@ void product_floats(const uint8_t* panel, int64_t columns, const float* x, float
     for (int p = 0; p < kParts; ++p) {
       const vf w = load_column<BYTES>(panel + (c * kPanelRows + p * kLanes) * BYTES);
 #pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) acc[t][p] = fused(w, splat(x[c * kTile + t]), acc[t][p]);
+      for (int t = 0; t < T; ++t) acc[t][p] = fused(w, splat(x[c * W + t]), acc[t][p]);
     }
   for (int t = 0; t < T; ++t)
     for (int p = 0; p < kParts; ++p) store(y + t * stride + p * kLanes, acc[t][p]);
@@ -68,7 +68,7 @@ void interleave_pairs(const uint8_t* const* rows, int n, int64_t columns, uint8_
   }
 }
 
-template <int T>
+template <int T, int W>
 void product_pairs(const uint8_t* panel, int64_t columns, const float* x, float* y, int64_t stride) {
   vf acc[T][kParts] = {};
   for (int64_t c = 0; c < columns; c += 2)
@@ -78,8 +78,8 @@ void product_pairs(const uint8_t* panel, int64_t columns, const float* x, float*
       const bool whole = c + 1 < columns;
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
-        acc[t][p] = fused(even, splat(x[c * kTile + t]), acc[t][p]);
-        if (whole) acc[t][p] = fused(odd, splat(x[(c + 1) * kTile + t]), acc[t][p]);
+        acc[t][p] = fused(even, splat(x[c * W + t]), acc[t][p]);
+        if (whole) acc[t][p] = fused(odd, splat(x[(c + 1) * W + t]), acc[t][p]);
       }
     }
   for (int t = 0; t < T; ++t)
@@ -90,31 +90,31 @@ void product_pairs(const uint8_t* panel, int64_t columns, const float* x, float*
 
 using Product = void (*)(const uint8_t*, int64_t, const float*, float*, int64_t);
 
+// One for each width of a tile; the widest takes as many tokens at once as the registers hold.
 template <Product ONE, Product TWO, Product FOUR, Product ALL>
-void multiply(const uint8_t* panel, int64_t columns, const uint8_t* tile, int tokens, float* y,
-              int64_t stride) {
+void multiply(const uint8_t* panel, int64_t columns, const uint8_t* tile, int width, int tokens,
+              float* y, int64_t stride) {
+  const Product f = width == 1 ? ONE : width == 2 ? TWO : width == 4 ? FOUR : ALL;
+  const int step = width < kTokens ? width : kTokens;
   const float* x = (const float*)tile;
-  for (int t = 0; t < tokens; t += kTokens) {
-    const int n = tokens - t < kTokens ? tokens - t : kTokens;
-    const Product f = n == 1 ? ONE : n == 2 ? TWO : n <= 4 ? FOUR : ALL;
-    const int width = n == 1 ? 1 : n == 2 ? 2 : n <= 4 ? 4 : kTokens;
-    if (n == width) {
+  for (int t = 0; t < tokens; t += step) {
+    if (tokens - t >= step) {
       f(panel, columns, x + t, y + t * stride, stride);
       continue;
     }
     alignas(64) float spare[kTile * kPanelRows];
     f(panel, columns, x + t, spare, kPanelRows);
-    for (int i = 0; i < n; ++i)
+    for (int i = 0; t + i < tokens; ++i)
       std::memcpy(y + (t + i) * stride, spare + i * kPanelRows, kPanelRows * 4);
   }
 }
 
-constexpr auto multiply_f32 = multiply<product_floats<4, 1>, product_floats<4, 2>,
-                                       product_floats<4, 4>, product_floats<4, kTokens>>;
-constexpr auto multiply_f16 = multiply<product_floats<2, 1>, product_floats<2, 2>,
-                                       product_floats<2, 4>, product_floats<2, kTokens>>;
-constexpr auto multiply_bf16 =
-    multiply<product_pairs<1>, product_pairs<2>, product_pairs<4>, product_pairs<kTokens>>;
+constexpr auto multiply_f32 = multiply<product_floats<4, 1, 1>, product_floats<4, 2, 2>,
+                                       product_floats<4, 4, 4>, product_floats<4, kTokens, kTile>>;
+constexpr auto multiply_f16 = multiply<product_floats<2, 1, 1>, product_floats<2, 2, 2>,
+                                       product_floats<2, 4, 4>, product_floats<2, kTokens, kTile>>;
+constexpr auto multiply_bf16 = multiply<product_pairs<1, 1>, product_pairs<2, 2>,
+                                        product_pairs<4, 4>, product_pairs<kTokens, kTile>>;
 
 void unpack_f16(const uint8_t* panel, int64_t columns, uint8_t* out) {
   for (int64_t i = 0; i < columns * kPanelRows; i += kLanes)
@@ -131,7 +131,7 @@ constexpr PanelKernels kBF16 = {Act::F32,  pair_panel_bytes, no_bytes,     inter
 
 #if KVANT_BF16_DOT
 // The processor's own product of pairs; activations are rounded to bfloat16 as well.
-template <int T>
+template <int T, int W>
 __attribute__((target("avx512bf16"))) void product_bf16(const uint8_t* panel, int64_t columns,
                                                         const float* x, float* y, int64_t stride) {
   __m512 acc[T];
@@ -142,22 +142,23 @@ __attribute__((target("avx512bf16"))) void product_bf16(const uint8_t* panel, in
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t)
       acc[t] = _mm512_dpbf16_ps(acc[t], w,
-                                (__m512bh)_mm512_set1_epi32(((const int32_t*)x)[c * kTile + t]));
+                                (__m512bh)_mm512_set1_epi32(((const int32_t*)x)[c * W + t]));
   }
   for (int t = 0; t < T; ++t) _mm512_storeu_ps(y + t * stride, acc[t]);
 }
 
 constexpr auto multiply_bf16_dot =
-    multiply<product_bf16<1>, product_bf16<2>, product_bf16<4>, product_bf16<kTokens>>;
+    multiply<product_bf16<1, 1>, product_bf16<2, 2>, product_bf16<4, 4>, product_bf16<kTokens, kTile>>;
 constexpr PanelKernels kBF16Dot = {Act::BF16, pair_panel_bytes,  no_bytes,         interleave_pairs,
                                    no_unpack, multiply_bf16_dot, multiply_bf16_dot};
 #endif
 
 // ---- activations ---------------------------------------------------------------------------------
 
-// One block of one token: 127 is the largest magnitude. Bytes go to every 32nd byte, four together.
+// One block of one token: 127 is the largest magnitude. Bytes go to the
+// tile four together, `width` times four apart.
 template <int BLOCK>
-inline float round_block(const float* x, int8_t* q, int16_t* sums16) {
+inline float round_block(const float* x, int8_t* q, int width, int16_t* sums16) {
   vf most = {};
   for (int i = 0; i < BLOCK; i += kLanes) {
     const vf v = load(x + i);
@@ -171,7 +172,7 @@ inline float round_block(const float* x, int8_t* q, int16_t* sums16) {
   for (int i = 0; i < BLOCK; i += kLanes)
     store_bytes((uint8_t*)bytes + i,
                 vtruncate(vrint(vclamp(load(x + i) * scale, -127.0f, 127.0f))));
-  for (int i = 0; i < BLOCK / 4; ++i) std::memcpy(q + i * kTile * 4, bytes + 4 * i, 4);
+  for (int i = 0; i < BLOCK / 4; ++i) std::memcpy(q + i * width * 4, bytes + 4 * i, 4);
   for (int i = 0; i < BLOCK / 16; ++i) {
     int sum = 0;
     for (int k = 0; k < 16; ++k) sum += bytes[16 * i + k];
@@ -180,38 +181,38 @@ inline float round_block(const float* x, int8_t* q, int16_t* sums16) {
   return d;
 }
 
-void prepare(Act act, const float* const* rows, int tokens, int64_t columns, uint8_t* tile) {
-  const ActLayout l = act_layout(act, columns);
-  if (tokens < kTile) std::memset(tile, 0, size_t(l.bytes));
+void prepare(Act act, const float* const* rows, int tokens, int width, int64_t columns, uint8_t* tile) {
+  const ActLayout l = act_layout(act, columns, width);
+  if (tokens < width) std::memset(tile, 0, size_t(l.bytes));
   for (int t = 0; t < tokens; ++t) {
     const float* x = rows[t];
     int16_t sums[16];
     switch (act) {
       case Act::Q8_32:
         for (int64_t b = 0; b < columns / 32; ++b) {
-          ((float*)(tile + l.d))[b * kTile + t] =
-              round_block<32>(x + b * 32, (int8_t*)tile + b * 32 * kTile + t * 4, sums);
-          ((int32_t*)(tile + l.sums))[b * kTile + t] = sums[0] + sums[1];
+          ((float*)(tile + l.d))[b * width + t] =
+              round_block<32>(x + b * 32, (int8_t*)tile + b * 32 * width + t * 4, width, sums);
+          ((int32_t*)(tile + l.sums))[b * width + t] = sums[0] + sums[1];
         }
         break;
       case Act::Q8_256:
         for (int64_t b = 0; b < columns / 256; ++b) {
-          ((float*)(tile + l.d))[b * kTile + t] =
-              round_block<256>(x + b * 256, (int8_t*)tile + b * 256 * kTile + t * 4, sums);
-          int16_t* wide = (int16_t*)(tile + l.sums) + b * 4 * kTile * 2 + t * 2;
-          int16_t* fine = (int16_t*)(tile + l.sums16) + b * 8 * kTile * 2 + t * 2;
-          for (int i = 0; i < 16; ++i) fine[i / 2 * kTile * 2 + i % 2] = sums[i];
+          ((float*)(tile + l.d))[b * width + t] =
+              round_block<256>(x + b * 256, (int8_t*)tile + b * 256 * width + t * 4, width, sums);
+          int16_t* wide = (int16_t*)(tile + l.sums) + b * 4 * width * 2 + t * 2;
+          int16_t* fine = (int16_t*)(tile + l.sums16) + b * 8 * width * 2 + t * 2;
+          for (int i = 0; i < 16; ++i) fine[i / 2 * width * 2 + i % 2] = sums[i];
           for (int i = 0; i < 8; ++i)
-            wide[i / 2 * kTile * 2 + i % 2] = int16_t(sums[2 * i] + sums[2 * i + 1]);
+            wide[i / 2 * width * 2 + i % 2] = int16_t(sums[2 * i] + sums[2 * i + 1]);
         }
         break;
       case Act::F32:
-        for (int64_t c = 0; c < columns; ++c) ((float*)tile)[c * kTile + t] = x[c];
+        for (int64_t c = 0; c < columns; ++c) ((float*)tile)[c * width + t] = x[c];
         break;
       case Act::BF16:
         for (int64_t c = 0; c < columns; ++c)
-          ((uint16_t*)tile)[(c / 2 * kTile + t) * 2 + c % 2] = float_to_bf16(x[c]);
-        if (columns % 2) ((uint16_t*)tile)[(columns / 2 * kTile + t) * 2 + 1] = 0;
+          ((uint16_t*)tile)[(c / 2 * width + t) * 2 + c % 2] = float_to_bf16(x[c]);
+        if (columns % 2) ((uint16_t*)tile)[(columns / 2 * width + t) * 2 + 1] = 0;
         break;
     }
   }
@@ -219,8 +220,8 @@ void prepare(Act act, const float* const* rows, int tokens, int64_t columns, uin
 
 }  // namespace
 
-void prepare_tile(Act act, const float* const* rows, int tokens, int64_t columns, uint8_t* tile) {
-  prepare(act, rows, tokens, columns, tile);
+void prepare_tile(Act act, const float* const* rows, int tokens, int width, int64_t columns, uint8_t* tile) {
+  prepare(act, rows, tokens, width, columns, tile);
 }
 
 const PanelKernels* float_panels(int type) {

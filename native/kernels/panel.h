@@ -23,30 +23,36 @@ enum class Act : int { Q8_32 = 0, Q8_256 = 1, F32 = 2, BF16 = 3 };
 inline constexpr int kActs = 4;
 
 // Where things lie in a tile of `columns` columns. Bytes come in steps of four columns:
-// q[columns / 4][8 tokens][4]; scales d[blocks][8]. `sums` is int32[columns / 32][8] for Q8_32;
-// for Q8_256 int16 pairs [columns / 64][8][2] of sums over 32 columns, and `sums16` the same
-// [columns / 32][8][2] of sums over 16. Floats: f32[columns][8], or pairs of bf16 [columns / 2][8][2].
+// q[columns / 4][width][4]; scales d[blocks][width]. `sums` is int32[columns / 32][width] for Q8_32;
+// for Q8_256 int16 pairs [columns / 64][width][2] of sums over 32 columns, and `sums16` the same
+// [columns / 32][width][2] of sums over 16. Floats: f32[columns][width], or pairs of bf16
+// [columns / 2][width][2]. A tile that holds fewer than eight tokens is as narrow as it can be (1, 2
+// or 4): one token's inputs then stay in first-level cache while the weights stream by.
 struct ActLayout {
   int64_t q, d, sums, sums16, bytes;
 };
 
-inline ActLayout act_layout(Act act, int64_t columns) {
+inline int tile_width(int64_t tokens) {
+  return tokens <= 1 ? 1 : tokens <= 2 ? 2 : tokens <= 4 ? 4 : kTile;
+}
+
+inline ActLayout act_layout(Act act, int64_t columns, int width = kTile) {
   const auto up = [](int64_t n) { return (n + 63) / 64 * 64; };
   ActLayout l{};
   switch (act) {
     case Act::Q8_32:
-      l.d = up(columns * kTile);
-      l.sums = l.d + up(columns / 32 * kTile * 4);
-      l.bytes = l.sums + up(columns / 32 * kTile * 4);
+      l.d = up(columns * width);
+      l.sums = l.d + up(columns / 32 * width * 4);
+      l.bytes = l.sums + up(columns / 32 * width * 4);
       break;
     case Act::Q8_256:
-      l.d = up(columns * kTile);
-      l.sums = l.d + up(columns / 256 * kTile * 4);
-      l.sums16 = l.sums + up(columns / 64 * kTile * 4);
-      l.bytes = l.sums16 + up(columns / 32 * kTile * 4);
+      l.d = up(columns * width);
+      l.sums = l.d + up(columns / 256 * width * 4);
+      l.sums16 = l.sums + up(columns / 64 * width * 4);
+      l.bytes = l.sums16 + up(columns / 32 * width * 4);
       break;
-    case Act::F32: l.bytes = up(columns * kTile * 4); break;
-    case Act::BF16: l.bytes = up((columns + 1) / 2 * kTile * 4); break;
+    case Act::F32: l.bytes = up(columns * width * 4); break;
+    case Act::BF16: l.bytes = up((columns + 1) / 2 * width * 4); break;
   }
   return l;
 }
@@ -60,15 +66,16 @@ struct PanelKernels {
   void (*interleave)(const uint8_t* const* rows, int n, int64_t columns, uint8_t* panel);
   // Codes as bytes and scales as words, for use with many tiles.
   void (*unpack)(const uint8_t* panel, int64_t columns, uint8_t* unpacked);
-  // y[t * stride + r] of `tokens` tokens of a tile and the sixteen rows.
-  void (*multiply)(const uint8_t* panel, int64_t columns, const uint8_t* tile, int tokens, float* y,
-                   int64_t stride);
-  void (*multiply_unpacked)(const uint8_t* unpacked, int64_t columns, const uint8_t* tile,
+  // y[t * stride + r] of `tokens` tokens of a tile of `width` and the sixteen rows.
+  void (*multiply)(const uint8_t* panel, int64_t columns, const uint8_t* tile, int width, int tokens,
+                   float* y, int64_t stride);
+  void (*multiply_unpacked)(const uint8_t* unpacked, int64_t columns, const uint8_t* tile, int width,
                             int tokens, float* y, int64_t stride);
 };
 
-// Rounds `tokens` rows of floats into a tile; tokens it lacks become zeros. `rows[t]` are the inputs.
-using PrepareTile = void (*)(Act act, const float* const* rows, int tokens, int64_t columns,
-                             uint8_t* tile);
+// Rounds `tokens` rows of floats into a tile of `width`; tokens it lacks become zeros. `rows[t]` are
+// the inputs.
+using PrepareTile = void (*)(Act act, const float* const* rows, int tokens, int width,
+                             int64_t columns, uint8_t* tile);
 
 }  // namespace kvant

@@ -298,6 +298,7 @@ void Plan::prepare(const Op& op, int index, Run& run, int thread, int64_t tokens
   const int64_t row_stride = lines(op.columns * 4) / 4;
   Tickets& tickets = tickets_[size_t(2 * index)];
   const int64_t tiles = (tokens + kTile - 1) / kTile;
+  const int width = tile_width(tokens);
   for (int64_t tile = tickets.take(1); tile < tiles; tile = tickets.take(1)) {
     const int n = int(std::min<int64_t>(kTile, tokens - tile * kTile));
     const float* rows[kTile];
@@ -313,8 +314,8 @@ void Plan::prepare(const Op& op, int index, Run& run, int thread, int64_t tokens
     }
     for (int a = 0; a < kActs; ++a)
       if (acts >> a & 1) {
-        const int64_t bytes = act_layout(Act(a), op.columns).bytes;
-        isa_.prepare_tile(Act(a), rows, n, op.columns, tiles_[size_t(a)]->data() + tile * bytes);
+        const int64_t bytes = act_layout(Act(a), op.columns, width).bytes;
+        isa_.prepare_tile(Act(a), rows, n, width, op.columns, tiles_[size_t(a)]->data() + tile * bytes);
       }
   }
 }
@@ -325,6 +326,7 @@ void Plan::multiply(const Op& op, Run& run, int thread, int64_t tokens, float* o
   Tickets& tickets = tickets_[size_t(2 * (&op == &head_ ? int64_t(ops_.size()) : &op - ops_.data()) + 1)];
   const bool direct = tokens <= kDirect;
   const int64_t tiles = (tokens + kTile - 1) / kTile;
+  const int width = tile_width(tokens);
   // Pieces of work over all outputs: some panels each.
   struct Share {
     int64_t first, pieces, panels;
@@ -346,7 +348,7 @@ void Plan::multiply(const Op& op, Run& run, int thread, int64_t tokens, float* o
     const PanelKernels& k = w.kernels();
     const int64_t begin = (piece - shares[i].first) * shares[i].panels;
     const int64_t end = std::min(begin + shares[i].panels, w.panels());
-    const int64_t tile_bytes = act_layout(k.act, op.columns).bytes;
+    const int64_t tile_bytes = act_layout(k.act, op.columns, width).bytes;
     const uint8_t* tile = tiles_[size_t(k.act)]->data();
     float* y = out ? out : row(o.dst, 0);
     const int64_t stride = out ? out_stride : buffers_[size_t(o.dst)].stride;
@@ -379,10 +381,10 @@ void Plan::multiply(const Op& op, Run& run, int thread, int64_t tokens, float* o
           const int64_t rows = std::min<int64_t>(kPanelRows, w.rows() - p * kPanelRows);
           const bool whole = !bias && !o.add && (rows == kPanelRows || !out);
           if (whole) {
-            product(from[p - p0], op.columns, tile + t * tile_bytes, n, at, stride);
+            product(from[p - p0], op.columns, tile + t * tile_bytes, width, n, at, stride);
             continue;
           }
-          product(from[p - p0], op.columns, tile + t * tile_bytes, n, own.spare, kPanelRows);
+          product(from[p - p0], op.columns, tile + t * tile_bytes, width, n, own.spare, kPanelRows);
           for (int j = 0; j < n; ++j) {
             const float* x = own.spare + j * kPanelRows;
             float* to = at + j * stride;

@@ -2,10 +2,10 @@
 //
 // A tile of queries goes over the positions in chunks at fixed places. A chunk's keys and values
 // become floats once for the tile; scores and weighted values are then two small matrix products,
-// register tile by register tile. In both products lanes hold results (positions, head elements) and
-// each result is one chain of additions in order, so how queries are grouped does not show: a
-// position that a query must not see gets the weight zero, and adding zero changes nothing.
-#include "attention_tile.h"
+// register tile by register tile. In both, lanes hold results (positions, head elements) and each
+// result is one chain of additions in order, so how queries are grouped does not show: a position
+// that a query must not see gets the weight zero, and adding zero changes nothing.
+#include "attention_direct.h"
 
 namespace kvant::KVANT_ISA {
 namespace {
@@ -84,7 +84,7 @@ void load_chunk(const Attention& a, const Chunk& c, const Workspace& w) {
     const int64_t left = c.end - c.base - b * kKvBlock, tokens = left < kKvBlock ? left : kKvBlock;
     const uint8_t* values = c.blocks[b] + kv_half_bytes(a.shape);
     float* v = w.v + b * kKvBlock * padded;
-    prefetch(c.ahead[b], 2 * kv_half_bytes(a.shape));
+    for (int64_t i = 0; i < kv_head_bytes(a.shape); i += 64) prefetch(c.ahead[b] + i);
     if (a.shape.type == KvType::F16) {
       unpack_keys_f16((const uint16_t*)c.blocks[b], head_dim, b * kKvBlock, w.k);
       unpack_values_f16((const uint16_t*)values, head_dim, padded, tokens, v);
@@ -125,7 +125,7 @@ float weigh(float* s, float* record, int64_t low, int64_t high, int64_t begin, i
   if (low > begin || high < end)
     for (int64_t j = begin; j < end; j += kLanes) {
       const vi slot = vcount() + int32_t(j);
-      store(s + j, select(slot >= int32_t(low) & slot < int32_t(high), load(s + j), lowest));
+      store(s + j, select((slot >= int32_t(low)) & (slot < int32_t(high)), load(s + j), lowest));
     }
   vf most = lowest;
   for (int64_t j = begin; j < end; j += kLanes) most = vmax(most, load(s + j));
@@ -149,7 +149,7 @@ float weigh(float* s, float* record, int64_t low, int64_t high, int64_t begin, i
 constexpr int64_t kFew = 8;
 
 bool straight_from_cache(const Attention& a, int64_t queries) {
-  return queries <= kFew && a.shape.type == KvType::F16 && a.shape.head_dim % kLanes == 0;
+  return queries <= kFew && a.shape.head_dim % kLanes == 0;
 }
 
 // Queries [i, i + m) of the tile and one chunk.
@@ -165,10 +165,15 @@ void step(const Attention& a, const Chunk& c, const Workspace& w, int64_t row, i
   if (begin >= end) return;
 
   const int64_t from = begin / kLanes * kLanes, to = (end + kLanes - 1) / kLanes * kLanes;
-  if (straight)
-    scores_f16(m, w.q + i * head_dim, c.blocks, c.ahead, head_dim, from, to, w.weights);
+  const float* q = w.q + i * head_dim;
+  const Blocks blocks = {c.blocks, c.ahead, head_dim};
+  const bool halves = a.shape.type == KvType::F16;
+  if (!straight)
+    scores(m, q, w.k, head_dim, from, to, w.weights);
+  else if (halves)
+    direct_scores<KvType::F16>(m, q, blocks, from, to, w.weights);
   else
-    scores(m, w.q + i * head_dim, w.k, head_dim, from, to, w.weights);
+    direct_scores<KvType::Q8_0>(m, q, blocks, from, to, w.weights);
   float factors[kMostM];
   for (int64_t k = 0; k < m; ++k) {
     const int64_t position = first + (i % a.group + k) / a.group;
@@ -177,10 +182,12 @@ void step(const Attention& a, const Chunk& c, const Workspace& w, int64_t row, i
                        position + 1 - c.base, from, to, a.softcap);
   }
   float* out = w.part + i * record + kHeader;
-  if (straight)
-    add_values_f16(m, w.weights, c.blocks, c.ahead, head_dim, begin, end, factors, out, record);
-  else
+  if (!straight)
     add_values(m, w.weights, w.v, padded, begin, end, factors, out, record);
+  else if (halves)
+    direct_values<KvType::F16>(m, w.weights, blocks, begin, end, factors, out, record);
+  else
+    direct_values<KvType::Q8_0>(m, w.weights, blocks, begin, end, factors, out, record);
 }
 
 // Rows [row, row + rows) over one part, into w.part's records.

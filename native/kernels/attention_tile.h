@@ -19,11 +19,14 @@ inline constexpr int kTileN = 4, kMostM = 8;
 inline constexpr int kTileN = 2, kMostM = 6;
 #endif
 inline constexpr int kPass = kTileN * kLanes;  // positions that one register tile scores
-// Positions between two looks at the greatest score. Results depend on it: it is the same for all.
-inline constexpr int64_t kChunk = 128;
+inline constexpr int64_t kChunk = kAttentionChunk;
 static_assert(kChunk % kPass == 0 && kKvBlock % kLanes == 0);
 
-// ---- unpacking: keys to [slot / kPass][head_dim][kPass], values to [slot][padded] -----------------
+// Ask for bytes that will be read soon. The blocks of a sequence lie anywhere, where the machine
+// does not foresee them.
+static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// ---- unpacking: keys to [slot / kPass][head_dim][kPass], values to [slot][padded] ---------------
 
 static inline float* key_column(float* k, int64_t head_dim, int64_t slot) {
   return k + slot / kPass * head_dim * kPass + slot % kPass;
@@ -158,92 +161,6 @@ static inline void add_values(int64_t m, const float* p, const float* v, int64_t
     const int64_t left = (padded - e) / kLanes, n = std::min<int64_t>(left, tile_vectors(m));
     kValueTiles[m - 1][n - 1](p + begin, v + begin * padded + e, padded, end - begin, factors,
                               out + e, out_stride);
-    e += n * kLanes;
-  }
-}
-
-// ---- the same products straight from the cache, to the same bits --------------------------------
-
-// Ask for bytes that will be read soon. The blocks of a sequence lie anywhere, where the machine
-// does not foresee them.
-static inline void prefetch(const uint8_t* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
-}
-
-// As score_tile, for keys [head_dim][kKvBlock] of a block.
-template <int M, int N>
-static void score_tile_f16(const float* q, const uint16_t* k, const uint16_t* ahead,
-                           int64_t head_dim, float* s) {
-  vf acc[M][N] = {};
-  for (int64_t e = 0; e < head_dim; ++e, q += M, k += kKvBlock, ahead += kKvBlock) {
-    __builtin_prefetch(ahead, 0, 2);
-    vf row[N];
-    for (int n = 0; n < N; ++n) row[n] = vload_f16(k + n * kLanes);
-    for (int m = 0; m < M; ++m) {
-      const vf x = vspread(q[m]);
-      for (int n = 0; n < N; ++n) acc[m][n] = vfma(x, row[n], acc[m][n]);
-    }
-  }
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) store(s + m * kChunk + n * kLanes, acc[m][n]);
-}
-
-// As value_tile, for the slots [begin, end) of blocks of values [kKvBlock][head_dim] that lie
-// `offset` halves behind each block's address.
-template <int M, int N>
-static void value_tile_f16(const float* p, const uint8_t* const* blocks,
-                           const uint8_t* const* ahead, int64_t offset, int64_t head_dim,
-                           int64_t begin, int64_t end, const float* factors, float* out,
-                           int64_t out_stride) {
-  vf acc[M][N];
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n)
-      acc[m][n] = load(out + m * out_stride + n * kLanes) * vspread(factors[m]);
-  for (int64_t j = begin; j < end;) {
-    const int64_t b = j / kKvBlock, stop = std::min<int64_t>(end, (b + 1) * kKvBlock);
-    const uint16_t* v = (const uint16_t*)blocks[b] + offset + j % kKvBlock * head_dim;
-    const uint16_t* next = (const uint16_t*)ahead[b] + offset + j % kKvBlock * head_dim;
-    for (; j < stop; ++j, v += head_dim, next += head_dim) {
-      for (int n = 0; n < N; n += 32 / kLanes) __builtin_prefetch(next + n * kLanes, 0, 2);
-      vf row[N];
-      for (int n = 0; n < N; ++n) row[n] = vload_f16(v + n * kLanes);
-      for (int m = 0; m < M; ++m) {
-        const vf x = vspread(p[m * kChunk + j]);
-        for (int n = 0; n < N; ++n) acc[m][n] = vfma(x, row[n], acc[m][n]);
-      }
-    }
-  }
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) store(out + m * out_stride + n * kLanes, acc[m][n]);
-}
-
-using ScoreTileF16 = void (*)(const float*, const uint16_t*, const uint16_t*, int64_t, float*);
-using ValueTileF16 = void (*)(const float*, const uint8_t* const*, const uint8_t* const*, int64_t,
-                              int64_t, int64_t, int64_t, const float*, float*, int64_t);
-static constexpr ScoreTileF16 kScoreTilesF16[kMostM][kTileN] = KVANT_TILES(score_tile_f16);
-static constexpr ValueTileF16 kValueTilesF16[kMostM][kTileN] = KVANT_TILES(value_tile_f16);
-#undef KVANT_TILES
-
-static inline void scores_f16(int64_t m, const float* q, const uint8_t* const* blocks,
-                              const uint8_t* const* ahead, int64_t head_dim, int64_t from,
-                              int64_t to, float* s) {
-  for (int64_t j = from; j < to;) {
-    const int64_t stop = std::min(to, (j / (2 * kLanes) + 1) * (2 * kLanes));
-    kScoreTilesF16[m - 1][(stop - j) / kLanes - 1](
-        q, (const uint16_t*)blocks[j / kKvBlock] + j % kKvBlock,
-        (const uint16_t*)ahead[j / kKvBlock] + j % kKvBlock, head_dim, s + j);
-    j = stop;
-  }
-}
-
-static inline void add_values_f16(int64_t m, const float* p, const uint8_t* const* blocks,
-                                  const uint8_t* const* ahead, int64_t head_dim, int64_t begin,
-                                  int64_t end, const float* factors, float* out,
-                                  int64_t out_stride) {
-  for (int64_t e = 0; e < head_dim;) {
-    const int64_t left = (head_dim - e) / kLanes, n = std::min<int64_t>(left, tile_vectors(m));
-    kValueTilesF16[m - 1][n - 1](p, blocks, ahead, head_dim * kKvBlock + e, head_dim, begin, end,
-                                 factors, out + e, out_stride);
     e += n * kLanes;
   }
 }

@@ -1,4 +1,4 @@
-// Row and attention kernels one by one, for tests and benchmarks. The engine does not come this way.
+// Row and attention kernels one by one, for tests and benchmarks. The engine goes another way.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>

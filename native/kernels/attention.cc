@@ -2,10 +2,10 @@
 //
 // A tile of queries goes over the positions in chunks at fixed places. A chunk's keys and values
 // become floats once for the tile; scores and weighted values are then two small matrix products,
-// register tile by register tile. In both products lanes hold results (positions, head elements) and
-// each result is one chain of additions in order, so how queries are grouped does not show: a
-// position that a query must not see gets the weight zero, and adding zero changes nothing.
-#include "attention_tile.h"
+// register tile by register tile. In both, lanes hold results (positions, head elements) and each
+// result is one chain of additions in order, so how queries are grouped does not show: a position
+// that a query must not see gets the weight zero, and adding zero changes nothing.
+#include "attention_direct.h"
 
 namespace kvant::KVANT_ISA {
 namespace {
@@ -13,11 +13,30 @@ namespace {
 constexpr int64_t kBlocksPerChunk = kChunk / kKvBlock;
 constexpr float kLog2E = 1.44269504f;
 
-// Where the chunks lie, and what of them a tile sees.
-struct Span {
-  int64_t base;        // first position of the chunk
-  int64_t begin, end;  // positions that are loaded
+// A run of kChunk positions, and what of them a tile sees.
+struct Chunk {
+  int64_t base;        // first position
+  int64_t begin, end;  // positions seen; only their blocks have an address
+  const uint8_t* blocks[kBlocksPerChunk];  // this head's part of each
+  const uint8_t* ahead[kBlocksPerChunk];   // of the chunk after it, or the same where there is none
 };
+
+const uint8_t* block_of(const Attention& a, int64_t position) {
+  return a.cache + a.table[position / kKvBlock] * kv_block_bytes(a.shape) +
+         a.kv_head * kv_head_bytes(a.shape);
+}
+
+// `last` is the last position that any row of the tile sees.
+Chunk chunk_at(const Attention& a, int64_t base, int64_t begin, int64_t end, int64_t last) {
+  Chunk c = {base, begin > base ? begin : base, end < base + kChunk ? end : base + kChunk, {}, {}};
+  for (int64_t b = 0; b < kBlocksPerChunk; ++b) {
+    const int64_t at = base + b * kKvBlock;
+    if (at + kKvBlock <= c.begin || at >= c.end) continue;
+    c.blocks[b] = block_of(a, at);
+    c.ahead[b] = at + kChunk <= last ? block_of(a, at + kChunk) : c.blocks[b];
+  }
+  return c;
+}
 
 // One tile's memory, cut from the caller's scratch.
 struct Workspace {
@@ -56,37 +75,39 @@ void close_records(float* records, int64_t count, int64_t size) {
   for (int64_t i = 0; i < count; ++i) records[i * size] = vtotal(load(records + i * size));
 }
 
-// Positions [begin, end) of the chunk as floats. Slots outside are left as they are: scores there
+// The chunk's keys and values as floats. Slots that are not seen are left as they are: scores there
 // are masked, and values there are not read.
-void load_chunk(const Attention& a, const Span& s, const Workspace& w) {
+void load_chunk(const Attention& a, const Chunk& c, const Workspace& w) {
   const int64_t head_dim = a.shape.head_dim, padded = padded_dim(a.shape);
   for (int64_t b = 0; b < kBlocksPerChunk; ++b) {
-    const int64_t at = s.base + b * kKvBlock;
-    if (at + kKvBlock <= s.begin || at >= s.end) continue;
-    const uint8_t* block = a.cache + a.table[at / kKvBlock] * kv_block_bytes(a.shape) +
-                           a.kv_head * kv_head_bytes(a.shape);
-    const int64_t tokens = s.end - at < kKvBlock ? s.end - at : kKvBlock;
-    const uint8_t* values = block + kv_half_bytes(a.shape);
+    if (!c.blocks[b]) continue;
+    const int64_t left = c.end - c.base - b * kKvBlock, tokens = left < kKvBlock ? left : kKvBlock;
+    const uint8_t* values = c.blocks[b] + kv_half_bytes(a.shape);
     float* v = w.v + b * kKvBlock * padded;
+    for (int64_t i = 0; i < kv_head_bytes(a.shape); i += 64) prefetch(c.ahead[b] + i);
     if (a.shape.type == KvType::F16) {
-      unpack_keys_f16((const uint16_t*)block, head_dim, b * kKvBlock, w.k);
+      unpack_keys_f16((const uint16_t*)c.blocks[b], head_dim, b * kKvBlock, w.k);
       unpack_values_f16((const uint16_t*)values, head_dim, padded, tokens, v);
     } else {
-      unpack_keys_q8(block, head_dim, b * kKvBlock, w.k);
+      unpack_keys_q8(c.blocks[b], head_dim, b * kKvBlock, w.k);
       unpack_values_q8(values, head_dim, padded, tokens, v);
     }
   }
 }
 
+// Queries of a register tile.
+int64_t tile_queries(int64_t queries) { return queries <= kMostM ? queries : kTileM; }
+
 // Queries of rows [row, row + rows), scaled, element by element within a register tile.
 void load_queries(const Attention& a, int64_t row, int64_t rows, float* q) {
   const int64_t head_dim = a.shape.head_dim, queries = rows * a.group;
   const float scale = a.softcap > 0 ? a.scale : a.scale * kLog2E;
+  const int64_t size = tile_queries(queries);
   for (int64_t i = 0; i < queries; ++i) {
     const float* from = a.q + (row + i / a.group) * a.q_stride + i % a.group * head_dim;
-    const int64_t tile = i / kTileM * kTileM;
-    const int64_t m = queries - tile < kTileM ? queries - tile : kTileM;
-    float* to = q + tile * head_dim + i % kTileM;
+    const int64_t tile = i / size * size;
+    const int64_t m = queries - tile < size ? queries - tile : size;
+    float* to = q + tile * head_dim + i % size;
     for (int64_t e = 0; e < head_dim; ++e) to[e * m] = from[e] * scale;
   }
 }
@@ -104,7 +125,7 @@ float weigh(float* s, float* record, int64_t low, int64_t high, int64_t begin, i
   if (low > begin || high < end)
     for (int64_t j = begin; j < end; j += kLanes) {
       const vi slot = vcount() + int32_t(j);
-      store(s + j, select(slot >= int32_t(low) & slot < int32_t(high), load(s + j), lowest));
+      store(s + j, select((slot >= int32_t(low)) & (slot < int32_t(high)), load(s + j), lowest));
     }
   vf most = lowest;
   for (int64_t j = begin; j < end; j += kLanes) most = vmax(most, load(s + j));
@@ -124,27 +145,49 @@ float weigh(float* s, float* record, int64_t low, int64_t high, int64_t begin, i
   return factor;
 }
 
+// Queries that are too few to be worth a copy of keys and values as floats.
+constexpr int64_t kFew = 8;
+
+bool straight_from_cache(const Attention& a, int64_t queries) {
+  return queries <= kFew && a.shape.head_dim % kLanes == 0;
+}
+
 // Queries [i, i + m) of the tile and one chunk.
-void step(const Attention& a, const Span& s, const Workspace& w, int64_t row, int64_t i, int64_t m) {
+void step(const Attention& a, const Chunk& c, const Workspace& w, int64_t row, int64_t i, int64_t m,
+          bool straight) {
   const int64_t head_dim = a.shape.head_dim, padded = padded_dim(a.shape);
   const int64_t record = attention_record(a.shape);
   const int64_t first = a.first + row + i / a.group;
   const int64_t last = a.first + row + (i + m - 1) / a.group;
-  int64_t begin = s.begin > s.base ? s.begin - s.base : 0;
-  if (a.window > 0 && first - a.window + 1 - s.base > begin) begin = first - a.window + 1 - s.base;
-  int64_t end = (s.end < last + 1 ? s.end : last + 1) - s.base;
+  int64_t begin = c.begin - c.base;
+  if (a.window > 0 && first - a.window + 1 - c.base > begin) begin = first - a.window + 1 - c.base;
+  const int64_t end = (c.end < last + 1 ? c.end : last + 1) - c.base;
   if (begin >= end) return;
 
   const int64_t from = begin / kLanes * kLanes, to = (end + kLanes - 1) / kLanes * kLanes;
-  scores(m, w.q + i * head_dim, w.k, head_dim, from, to, w.weights);
-  float factors[kTileM];
+  const float* q = w.q + i * head_dim;
+  const Blocks blocks = {c.blocks, c.ahead, head_dim};
+  const bool halves = a.shape.type == KvType::F16;
+  if (!straight)
+    scores(m, q, w.k, head_dim, from, to, w.weights);
+  else if (halves)
+    direct_scores<KvType::F16>(m, q, blocks, from, to, w.weights);
+  else
+    direct_scores<KvType::Q8_0>(m, q, blocks, from, to, w.weights);
+  float factors[kMostM];
   for (int64_t k = 0; k < m; ++k) {
     const int64_t position = first + (i % a.group + k) / a.group;
-    const int64_t low = a.window > 0 ? position - a.window + 1 - s.base : 0;
+    const int64_t low = a.window > 0 ? position - a.window + 1 - c.base : 0;
     factors[k] = weigh(w.weights + k * kChunk, w.part + (i + k) * record, low > begin ? low : begin,
-                       position + 1 - s.base, from, to, a.softcap);
+                       position + 1 - c.base, from, to, a.softcap);
   }
-  add_values(m, w.weights, w.v, padded, begin, end, factors, w.part + i * record + kHeader, record);
+  float* out = w.part + i * record + kHeader;
+  if (!straight)
+    add_values(m, w.weights, w.v, padded, begin, end, factors, out, record);
+  else if (halves)
+    direct_values<KvType::F16>(m, w.weights, blocks, begin, end, factors, out, record);
+  else
+    direct_values<KvType::Q8_0>(m, w.weights, blocks, begin, end, factors, out, record);
 }
 
 // Rows [row, row + rows) over one part, into w.part's records.
@@ -152,15 +195,16 @@ void run_part(const Attention& a, int64_t row, int64_t rows, int64_t part, const
   const int64_t queries = rows * a.group;
   const int64_t start = a.window > 0 ? a.first + row - a.window + 1 : 0;
   const int64_t begin = start > part * kAttentionPart ? start : part * kAttentionPart;
-  const int64_t stop = a.first + row + rows;
-  const int64_t limit = (part + 1) * kAttentionPart;
-  const int64_t end = stop < limit ? stop : limit;
+  const int64_t last = a.first + row + rows - 1, limit = (part + 1) * kAttentionPart;
+  const int64_t end = last + 1 < limit ? last + 1 : limit;
+  const bool straight = straight_from_cache(a, queries);
+  const int64_t tile = tile_queries(queries);
   open_records(w.part, queries, attention_record(a.shape));
   for (int64_t base = begin / kChunk * kChunk; base < end; base += kChunk) {
-    const Span s = {base, begin > base ? begin : base, end < base + kChunk ? end : base + kChunk};
-    load_chunk(a, s, w);
-    for (int64_t i = 0; i < queries; i += kTileM)
-      step(a, s, w, row, i, queries - i < kTileM ? queries - i : kTileM);
+    const Chunk c = chunk_at(a, base, begin, end, last);
+    if (!straight) load_chunk(a, c, w);
+    for (int64_t i = 0; i < queries; i += tile)
+      step(a, c, w, row, i, queries - i < tile ? queries - i : tile, straight);
   }
   close_records(w.part, queries, attention_record(a.shape));
 }

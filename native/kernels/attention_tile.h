@@ -1,6 +1,7 @@
 // The inner loops of attention: keys and values to floats, and two products by register tiles.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "rowops.h"
@@ -9,19 +10,23 @@
 namespace kvant::KVANT_ISA {
 
 // A register tile: kTileM queries by kTileN vectors of results. With AVX-512 24 of 32 registers
-// accumulate, else 12 of 16; each loaded vector serves kTileM multiplications.
+// accumulate, else 12 of 16; each loaded vector serves kTileM multiplications. With AVX-512 up to
+// kMostM queries by two vectors fit as well.
 inline constexpr int kTileM = 6;
 #if defined(__AVX512F__)
-inline constexpr int kTileN = 4;
+inline constexpr int kTileN = 4, kMostM = 8;
 #else
-inline constexpr int kTileN = 2;
+inline constexpr int kTileN = 2, kMostM = 6;
 #endif
 inline constexpr int kPass = kTileN * kLanes;  // positions that one register tile scores
-// Positions between two looks at the greatest score. Results depend on it: it is the same for all.
-inline constexpr int64_t kChunk = 128;
+inline constexpr int64_t kChunk = kAttentionChunk;
 static_assert(kChunk % kPass == 0 && kKvBlock % kLanes == 0);
 
-// ---- unpacking: keys to [slot / kPass][head_dim][kPass], values to [slot][padded] -----------------
+// Ask for bytes that will be read soon. The blocks of a sequence lie anywhere, where the machine
+// does not foresee them.
+static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// ---- unpacking: keys to [slot / kPass][head_dim][kPass], values to [slot][padded] ---------------
 
 static inline float* key_column(float* k, int64_t head_dim, int64_t slot) {
   return k + slot / kPass * head_dim * kPass + slot % kPass;
@@ -119,26 +124,29 @@ using ScoreTile = void (*)(const float*, const float*, int64_t, float*);
 using ValueTile = void (*)(const float*, const float*, int64_t, int64_t, const float*, float*,
                            int64_t);
 
+// Vectors of results that a tile of m queries has registers for.
+static inline constexpr int tile_vectors(int64_t m) { return m <= kTileM ? kTileN : 2; }
+
 #if defined(__AVX512F__)
-#define KVANT_TILES(f, M) {f<M, 1>, f<M, 2>, f<M, 3>, f<M, 4>}
+#define KVANT_TILES(f)                                                             \
+  {{f<1, 1>, f<1, 2>, f<1, 3>, f<1, 4>}, {f<2, 1>, f<2, 2>, f<2, 3>, f<2, 4>},     \
+   {f<3, 1>, f<3, 2>, f<3, 3>, f<3, 4>}, {f<4, 1>, f<4, 2>, f<4, 3>, f<4, 4>},     \
+   {f<5, 1>, f<5, 2>, f<5, 3>, f<5, 4>}, {f<6, 1>, f<6, 2>, f<6, 3>, f<6, 4>},     \
+   {f<7, 1>, f<7, 2>, nullptr, nullptr}, {f<8, 1>, f<8, 2>, nullptr, nullptr}}
 #else
-#define KVANT_TILES(f, M) {f<M, 1>, f<M, 2>}
+#define KVANT_TILES(f)                                                             \
+  {{f<1, 1>, f<1, 2>}, {f<2, 1>, f<2, 2>}, {f<3, 1>, f<3, 2>}, {f<4, 1>, f<4, 2>}, \
+   {f<5, 1>, f<5, 2>}, {f<6, 1>, f<6, 2>}}
 #endif
-#define KVANT_ALL_TILES(f)                                                              \
-  {                                                                                     \
-    KVANT_TILES(f, 1), KVANT_TILES(f, 2), KVANT_TILES(f, 3), KVANT_TILES(f, 4), \
-        KVANT_TILES(f, 5), KVANT_TILES(f, 6)                                            \
-  }
-static constexpr ScoreTile kScoreTiles[kTileM][kTileN] = KVANT_ALL_TILES(score_tile);
-static constexpr ValueTile kValueTiles[kTileM][kTileN] = KVANT_ALL_TILES(value_tile);
-#undef KVANT_ALL_TILES
-#undef KVANT_TILES
+static constexpr ScoreTile kScoreTiles[kMostM][kTileN] = KVANT_TILES(score_tile);
+static constexpr ValueTile kValueTiles[kMostM][kTileN] = KVANT_TILES(value_tile);
 
 // Scores of m queries and the slots [from, to), whole vectors, to s [m][kChunk].
 static inline void scores(int64_t m, const float* q, const float* k, int64_t head_dim, int64_t from,
                           int64_t to, float* s) {
+  const int64_t width = tile_vectors(m) * kLanes;
   for (int64_t j = from; j < to;) {
-    const int64_t next = (j / kPass + 1) * kPass, stop = next < to ? next : to;
+    const int64_t next = (j / width + 1) * width, stop = next < to ? next : to;
     kScoreTiles[m - 1][(stop - j) / kLanes - 1](q, key_column(const_cast<float*>(k), head_dim, j),
                                                 head_dim, s + j);
     j = stop;
@@ -150,7 +158,7 @@ static inline void add_values(int64_t m, const float* p, const float* v, int64_t
                               int64_t begin, int64_t end, const float* factors, float* out,
                               int64_t out_stride) {
   for (int64_t e = 0; e < padded;) {
-    const int64_t left = (padded - e) / kLanes, n = left < kTileN ? left : kTileN;
+    const int64_t left = (padded - e) / kLanes, n = std::min<int64_t>(left, tile_vectors(m));
     kValueTiles[m - 1][n - 1](p + begin, v + begin * padded + e, padded, end - begin, factors,
                               out + e, out_stride);
     e += n * kLanes;

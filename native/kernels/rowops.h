@@ -14,6 +14,9 @@ namespace kvant {
 // order. So a long context may be spread over threads, and the result does not show it.
 inline constexpr int64_t kAttentionPart = 1024;
 
+// Positions between two looks at a query's greatest score, at fixed places too.
+inline constexpr int64_t kAttentionChunk = 128;
+
 // What `attend` and friends are asked. Causal attention of `n` consecutive query rows of one
 // sequence (positions first .. first + n - 1; their keys and values are already written) for the
 // `group` query heads of one kv head.
@@ -33,7 +36,9 @@ struct Attention {
 };
 
 // Floats between two queries' records in a partial result: a header and the padded head.
-inline int64_t attention_record(const KvShape& s) { return 32 + (int64_t(s.head_dim) + 15) / 16 * 16; }
+inline int64_t attention_record(const KvShape& s) {
+  return 32 + (int64_t(s.head_dim) + 15) / 16 * 16;
+}
 
 // Query heads x rows that share one pass over keys and values.
 inline constexpr int64_t kAttentionTile = 192;
@@ -48,8 +53,9 @@ inline int64_t attention_scratch(const KvShape& s, int group, int64_t n) {
   const int64_t rows = n < attention_tile_rows(group) ? n : attention_tile_rows(group);
   const int64_t queries = rows * group;
   const int64_t padded = (int64_t(s.head_dim) + 15) / 16 * 16;
-  // Keys and values of 128 positions, scores of a register tile, queries, and two states.
-  return 2 * 128 * padded + 16 * 128 + queries * padded + 2 * queries * attention_record(s);
+  // Keys and values of a chunk, scores of a register tile, queries, and two states.
+  return 2 * kAttentionChunk * padded + 16 * kAttentionChunk +
+         queries * (padded + 2 * attention_record(s));
 }
 
 // Floats of one part's partial result, 64-byte aligned.

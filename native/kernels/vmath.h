@@ -58,6 +58,16 @@ static inline vf vload_f16(const uint16_t* p) {
 #endif
 }
 
+static inline vf vspread_f16(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_cvtph_ps(_mm256_set1_epi16(short(*p)));
+#elif defined(__AVX2__)
+  return (vf)_mm256_cvtph_ps(_mm_set1_epi16(short(*p)));
+#else
+  return vspread(half_to_float(*p));
+#endif
+}
+
 static inline void vstore_f16(uint16_t* p, vf v) {
 #if defined(__AVX512F__)
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));

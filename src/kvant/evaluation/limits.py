@@ -56,22 +56,28 @@ class Limits:
 class MachineLimits:
     """Measures the limits of this machine whenever asked; holds ``BUFFER_BYTES`` of memory."""
 
-    def __init__(self, threads: int, kinds: Iterable[str]) -> None:
-        """``kinds`` names the peaks wanted; bf16 is float's where there are no bf16 products."""
-        self._threads = threads
+    def __init__(self, threads: int, kinds: Iterable[str], seconds: float = _SECONDS) -> None:
+        """Prepare for measuring.
+
+        Args:
+            threads: that work together.
+            kinds: peaks wanted; bf16 is float's where there are no bf16 products.
+            seconds: for each limit.
+        """
+        self._threads, self._seconds = threads, seconds
         self._kinds = tuple(sorted(set(kinds)))
         self._buffer = _aligned(max(BUFFER_BYTES, threads << 21))
 
-    def measure(self, seconds: float = _SECONDS) -> Limits:
-        """Measure now; ``seconds`` for each of the limits."""
+    def measure(self) -> Limits:
+        """Measure now."""
         return Limits(
-            _core.read_bandwidth(self._buffer, self._threads, seconds),
-            {kind: self._peak(kind, seconds) for kind in self._kinds},
+            _core.read_bandwidth(self._buffer, self._threads, self._seconds),
+            {kind: self._peak(kind) for kind in self._kinds},
         )
 
-    def _peak(self, kind: str, seconds: float) -> float:
-        found = _core.arithmetic_peak(kind, self._threads, seconds)
-        return found or _core.arithmetic_peak("float", self._threads, seconds)
+    def _peak(self, kind: str) -> float:
+        found = _core.arithmetic_peak(kind, self._threads, self._seconds)
+        return found or _core.arithmetic_peak("float", self._threads, self._seconds)
 
 
 @dataclass(frozen=True, slots=True)

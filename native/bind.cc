@@ -12,8 +12,8 @@
 #include <optional>
 #include <stdexcept>
 
+#include "bind_limits.h"
 #include "runtime/cpu.h"
-#include "runtime/limits.h"
 #include "runtime/rows.h"
 
 namespace nb = nanobind;
@@ -30,7 +30,6 @@ using BytesIn = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device
 using BytesOut = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using FloatsIn = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using FloatsOut = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using ByteVector = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using FloatVector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 void require(bool ok, const char* what) {
@@ -129,33 +128,6 @@ void unlayout(int type, BytesIn in, BytesOut codes, BytesOut scales) {
              int64_t(codes.shape(0)));
 }
 
-// ---- limits of the machine ----------------------------------------------------------------------
-
-constexpr int kMostThreads = 512;
-
-void require_run(int threads, double seconds) {
-  require(threads >= 1 && threads <= kMostThreads, "threads are 1 to 512");
-  require(seconds > 0 && seconds <= 60, "seconds are above 0 and at most 60");
-}
-
-double bandwidth(ByteVector data, int threads, double seconds) {
-  require_run(threads, seconds);
-  require(reinterpret_cast<uintptr_t>(data.data()) % 64 == 0, "the buffer starts at a cache line");
-  require(data.shape(0) >= (size_t(threads) << 20), "the buffer has a megabyte for each thread");
-  nb::gil_scoped_release unlocked;
-  return read_bandwidth(data.data(), data.shape(0), threads, seconds);
-}
-
-double peak(const std::string& kind, int threads, double seconds) {
-  require_run(threads, seconds);
-  require(kind == "int8" || kind == "bf16" || kind == "float", "kinds are int8, bf16 and float");
-  const Arithmetic arithmetic = kind == "int8"   ? Arithmetic::kInt8
-                                : kind == "bf16" ? Arithmetic::kBf16
-                                                 : Arithmetic::kFloat;
-  nb::gil_scoped_release unlocked;
-  return arithmetic_peak(arithmetic, threads, seconds);
-}
-
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const Isa* isa : usable_isas()) names.emplace_back(isa->name);
@@ -182,16 +154,13 @@ NB_MODULE(_core, m) {
         "out"_a.noconvert());
   m.def("unlayout", &unlayout, "type"_a, "data"_a.noconvert(), "codes"_a.noconvert(),
         "scales"_a.noconvert());
-  m.def("read_bandwidth", &bandwidth, "data"_a.noconvert(), "threads"_a, "seconds"_a,
-        "Bytes a second that threads read of a buffer.");
-  m.def("arithmetic_peak", &peak, "kind"_a, "threads"_a, "seconds"_a,
-        "Operations a second of int8, bf16 or float multiply-adds; 0 without such instructions.");
   m.def("cpu_features", &cpu_features, "Processor features that kernels care about.");
   m.def("isas", &isas, "Instruction sets this build and this processor share, best first.");
   m.def("current_isa", [] { return std::string(current_isa().name); });
   m.def("select_isa", &select_isa, "name"_a, "Use one of `isas()`; False if there is no such.");
   bind_rows(m);
   bind_engine(m);
+  bind_limits(m);
 }
 
 }  // namespace kvant

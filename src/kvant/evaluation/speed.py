@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +56,9 @@ class Engine(Protocol[S]):
         """A new, empty sequence."""
         ...
 
-    def step(self, entries: Sequence[tuple[S, Tokens]], *, logits: str) -> npt.NDArray[np.float32]:
+    def step(
+        self, entries: Sequence[tuple[S, Tokens]], /, *, logits: Literal["last", "none"]
+    ) -> npt.NDArray[np.float32]:
         """Add tokens to sequences; ``"last"`` gives a row an entry, ``"none"`` no row."""
         ...
 
@@ -244,7 +246,9 @@ class _Bench(Generic[S]):
         logits = np.empty((0, self._engine.vocab_size), np.float32)
         for start in range(0, count, STEP_TOKENS):
             part = tokens[start : start + STEP_TOKENS]
-            wanted = "last" if last and start + len(part) == count else "none"
+            wanted: Literal["last", "none"] = (
+                "last" if last and start + len(part) == count else "none"
+            )
             logits = self._engine.step([(sequence, part)], logits=wanted)
             self._advance(len(part))
         return logits

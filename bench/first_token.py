@@ -19,9 +19,9 @@ TOKENS = 16
 def main() -> int:
     """Entry point: ``first_token.py MODEL THREADS``."""
     import numpy as np
-    from kvant.engine import load_engine
 
     from kvant.checkpoint import open_checkpoint
+    from kvant.engine import load_engine
     from kvant.tokenizer.build import build
 
     path, threads = Path(sys.argv[1]), int(sys.argv[2])

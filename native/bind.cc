@@ -12,7 +12,6 @@
 #include <optional>
 #include <stdexcept>
 
-#include "bind_limits.h"
 #include "runtime/cpu.h"
 #include "runtime/rows.h"
 
@@ -23,6 +22,7 @@ namespace kvant {
 
 void bind_rows(nb::module_& m);    // bind_rows.cc
 void bind_engine(nb::module_& m);  // bind_engine.cc
+void bind_limits(nb::module_& m);  // bind_limits.cc
 
 namespace {
 

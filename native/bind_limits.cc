@@ -1,5 +1,5 @@
-#include "bind_limits.h"
-
+// Names of the module that measure the machine.
+#include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 

@@ -1,12 +1,13 @@
 """Make a Hugging Face folder with the shape of a real model and random weights.
 
 The weights are gaussian with a scale for each row, in BF16, the same for the same options; the
-tokenizer is a byte-level BPE of the right size over made-up words, cut like the model's own. So
-the folder converts, loads and runs everywhere, and says nothing.
+tokenizer is a byte-level BPE of the right size over made-up words, cut like the model's own, or a
+real one out of a GGUF file. So the folder converts, loads and runs everywhere, and says nothing.
 
     python bench/synthetic.py                             # Llama-3.2-1B's shape, 2.5 GB
     python bench/synthetic.py --layers 36                 # twice as large
     python bench/synthetic.py --shape qwen2.5-0.5b
+    python bench/synthetic.py --tokenizer llama-3-vocabulary.gguf
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ import numpy.typing as npt
 
 from common import WORK
 from kvant.files.atomic import AtomicFile
+from kvant.files.gguf import read_gguf
 from kvant.files.safetensors import header_bytes
 from kvant.packing.half import float_to_bf16
 from kvant.tokenizer.byte_alphabet import BYTE_CHARACTERS
+from kvant.tokenizer.gguf_meta import from_metadata
+from kvant.tokenizer.hf_write import to_hf_config, to_hf_json
 from kvant.tokenizer.pretokenizers import describe, find
 
 __all__ = ["SHAPES", "Shape", "build", "make"]
@@ -170,15 +174,23 @@ QWEN = Shape(
 SHAPES = {"llama-3.2-1b": LLAMA, "qwen2.5-0.5b": QWEN}
 
 
-def make(name: str, layers: int | None = None, folder: Path | None = None) -> Path:
-    """The folder of a shape, made now unless a finished one is there."""
+def make(
+    name: str,
+    layers: int | None = None,
+    folder: Path | None = None,
+    vocabulary: Path | None = None,
+) -> Path:
+    """The folder of a shape, made now unless a finished one is there.
+
+    ``vocabulary`` is a GGUF file whose tokenizer it gets.
+    """
     shape = SHAPES[name]
     if layers is not None:
         shape = replace(shape, layers=layers)
     suffix = "" if shape.layers == SHAPES[name].layers else f"-{shape.layers}-layers"
     target = folder or WORK / f"{name}{suffix}"
     if not is_complete(target, shape):
-        build(target, shape)
+        build(target, shape, vocabulary=vocabulary)
     return target
 
 
@@ -191,8 +203,13 @@ def is_complete(folder: Path, shape: Shape) -> bool:
     return bool(config == shape.config_json()) and (folder / "model.safetensors").is_file()
 
 
-def build(folder: Path, shape: Shape, seed: int = 0) -> None:
-    """Write the folder, replacing what of it is there."""
+def build(folder: Path, shape: Shape, seed: int = 0, vocabulary: Path | None = None) -> None:
+    """Write the folder, replacing what of it is there.
+
+    Raises:
+        SystemExit: the given tokenizer is not for a model of this vocabulary.
+    """
+    real = None if vocabulary is None else real_tokenizer(vocabulary, shape)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     write_weights(folder / "model.safetensors", shape, seed)
@@ -205,7 +222,8 @@ def build(folder: Path, shape: Shape, seed: int = 0) -> None:
         "model_max_length": shape.config["max_position_embeddings"],
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    write_json(folder / "tokenizer.json", tokenizer(shape), indent=None)
+    content, described = real or (tokenizer(shape), described)
+    write_json(folder / "tokenizer.json", content, indent=None)
     write_json(folder / "tokenizer_config.json", described)
     write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos})
     write_json(folder / "config.json", shape.config_json())
@@ -302,6 +320,17 @@ def tokenizer(shape: Shape) -> dict[str, Any]:
     }
 
 
+def real_tokenizer(vocabulary: Path, shape: Shape) -> tuple[dict[str, Any], dict[str, Any]]:
+    """tokenizer.json and tokenizer_config.json of the tokenizer in a GGUF file."""
+    definition = from_metadata(read_gguf(vocabulary))
+    if len(definition.tokens) > shape.vocab:
+        raise SystemExit(
+            f"{vocabulary} has {len(definition.tokens)} tokens, the shape has room for "
+            f"{shape.vocab}; give the vocabulary of such a model"
+        )
+    return to_hf_json(definition), to_hf_config(definition)
+
+
 def post_processor(shape: Shape) -> dict[str, Any] | None:
     """What puts the beginning token before a text, for the models that have it."""
     if not find(shape.pre_tokenizer, "synthetic tokenizer").add_bos:
@@ -330,8 +359,11 @@ def main() -> int:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3.2-1b")
     parser.add_argument("--layers", type=int, metavar="N", help="layers (default: the model's)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="GGUF", help="take its tokenizer, not a made-up one"
+    )
     arguments = parser.parse_args()
-    print(make(arguments.shape, arguments.layers, arguments.output))
+    print(make(arguments.shape, arguments.layers, arguments.output, arguments.tokenizer))
     return 0
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kvant.version import __version__
 
 if TYPE_CHECKING:
+    from kvant.api.benchmark import BenchReport, benchmark
     from kvant.api.catalogue import Formats, formats
     from kvant.api.conversion import Artefact, convert, quantize
     from kvant.api.demonstration import DemoReport, demo
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Artefact",
+    "BenchReport",
     "DemoReport",
     "EvalResult",
     "Formats",
@@ -38,6 +40,7 @@ __all__ = [
     "Rule",
     "Verification",
     "__version__",
+    "benchmark",
     "convert",
     "demo",
     "evaluate",
@@ -51,6 +54,7 @@ __all__ = [
 
 _HOME = {
     "Artefact": "kvant.api.conversion",
+    "BenchReport": "kvant.api.benchmark",
     "DemoReport": "kvant.api.demonstration",
     "EvalResult": "kvant.evaluation",
     "Formats": "kvant.api.catalogue",
@@ -59,6 +63,7 @@ _HOME = {
     "Recipe": "kvant.quant.recipe",
     "Rule": "kvant.quant.recipe",
     "Verification": "kvant.export.gguf.verify",
+    "benchmark": "kvant.api.benchmark",
     "convert": "kvant.api.conversion",
     "demo": "kvant.api.demonstration",
     "evaluate": "kvant.api.measurement",

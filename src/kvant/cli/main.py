@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvant.cli import convert, demo, evaluate, formats, inspect, quantize, verify
+from kvant.cli import bench, convert, demo, evaluate, formats, inspect, quantize, verify
 from kvant.errors import KvantError
 from kvant.version import __version__
 
 __all__ = ["main"]
 
-_COMMANDS = (demo, formats, inspect, convert, quantize, evaluate, verify)
+_COMMANDS = (demo, formats, inspect, convert, quantize, evaluate, bench, verify)
 
 _EXAMPLES = """\
 examples:

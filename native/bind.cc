@@ -22,6 +22,7 @@ namespace kvant {
 
 void bind_rows(nb::module_& m);    // bind_rows.cc
 void bind_engine(nb::module_& m);  // bind_engine.cc
+void bind_score(nb::module_& m);   // bind_score.cc
 
 namespace {
 
@@ -159,6 +160,7 @@ NB_MODULE(_core, m) {
   m.def("select_isa", &select_isa, "name"_a, "Use one of `isas()`; False if there is no such.");
   bind_rows(m);
   bind_engine(m);
+  bind_score(m);
 }
 
 }  // namespace kvant

@@ -156,3 +156,11 @@ class Plan:
     def weight_bytes(self) -> int: ...
     @property
     def scratch_bytes(self) -> int: ...
+def score(
+    logits: list[_F32],
+    targets: npt.NDArray[np.int32],
+    nll: npt.NDArray[np.float64],
+    kld: npt.NDArray[np.float64],
+    same: _U8,
+    threads: int,
+) -> tuple[int, int] | None: ...

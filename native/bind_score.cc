@@ -60,8 +60,6 @@ std::optional<std::tuple<int64_t, int>> score(const std::vector<Logits>& logits,
 
 }  // namespace
 
-void bind_score(nb::module_& m);
-
 void bind_score(nb::module_& m) {
   m.def("score", &score, "logits"_a.noconvert(), "targets"_a.noconvert(), "nll"_a.noconvert(),
         "kld"_a.noconvert(), "same"_a.noconvert(), "threads"_a,

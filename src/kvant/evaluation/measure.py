@@ -2,7 +2,7 @@
 
 A batch of chunks goes through every model at once; their logits come in tiles of the same rows,
 which are scored and forgotten. The base is run once however many variants there are. Memory is
-what the runners hold plus a few megabytes; about 20 bytes a scored token and model are kept.
+what the runners hold and one tile of each; about 20 bytes a scored token and model are kept.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def evaluate(
     for index, tokens, targets in corpus.batches(max(1, batch_tokens // corpus.context)):
         for sequence, row, tiles in in_step(runners, tokens, corpus.first):
             scorer.tile(index + sequence, row - corpus.first, tiles, targets[sequence])
+            del tiles  # or they would stay in memory while the next ones are computed
         if progress is not None:
             progress((index + len(tokens)) * each, corpus.count * each)
     results = [

@@ -156,6 +156,7 @@ class Plan:
     def weight_bytes(self) -> int: ...
     @property
     def scratch_bytes(self) -> int: ...
+
 def score(
     logits: list[_F32],
     targets: npt.NDArray[np.int32],

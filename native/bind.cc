@@ -23,6 +23,7 @@ namespace kvant {
 void bind_rows(nb::module_& m);    // bind_rows.cc
 void bind_engine(nb::module_& m);  // bind_engine.cc
 void bind_limits(nb::module_& m);  // bind_limits.cc
+void bind_score(nb::module_& m);   // bind_score.cc
 
 namespace {
 
@@ -161,6 +162,7 @@ NB_MODULE(_core, m) {
   bind_rows(m);
   bind_engine(m);
   bind_limits(m);
+  bind_score(m);
 }
 
 }  // namespace kvant

@@ -14,6 +14,8 @@ const PanelKernels* float_panels(int type);
 void prepare_tile(Act act, const float* const* rows, int tokens, int width, int64_t columns,
                   uint8_t* tile);
 extern const PackingKernels kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K;
+int score_row(const float* const* logits, int models, int64_t vocab, int32_t target,
+              ScoreSums* sums, double* nll, double* kld, uint8_t* same);
 
 extern const RowKernels kRows;
 
@@ -81,6 +83,6 @@ void to_bf16(const float* in, uint8_t* out, int64_t n) {
 }  // namespace
 
 extern const Isa kIsa = {KVANT_NAME(KVANT_ISA), kPackings, from_f16, from_bf16,
-                         to_f16, to_bf16, first_beyond, float_panels, prepare_tile, &kRows};
+                         to_f16, to_bf16, first_beyond, float_panels, prepare_tile, &kRows, score_row};
 
 }  // namespace kvant::KVANT_ISA

@@ -5,6 +5,7 @@
 
 #include "panel.h"
 #include "rowops.h"
+#include "score.h"
 
 namespace kvant {
 
@@ -47,6 +48,7 @@ struct Isa {
   const PanelKernels* (*float_panels)(int type);
   PrepareTile prepare_tile;
   const RowKernels* rows;  // what the engine does between matrix products
+  ScoreRow score_row;
 };
 
 }  // namespace kvant

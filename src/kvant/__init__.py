@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kvant.api.measurement import evaluate
     from kvant.api.verification import verify
     from kvant.errors import KvantError
-    from kvant.evaluation import EvalResult, kld_difference, ln_ppl_difference
+    from kvant.evaluation import EvalResult, Gate, gates, kld_difference, ln_ppl_difference
     from kvant.export.gguf.verify import Verification
     from kvant.quant.recipe import Recipe, Rule
 
@@ -34,6 +34,7 @@ __all__ = [
     "DemoReport",
     "EvalResult",
     "Formats",
+    "Gate",
     "Inspection",
     "KvantError",
     "Recipe",
@@ -45,6 +46,7 @@ __all__ = [
     "demo",
     "evaluate",
     "formats",
+    "gates",
     "inspect",
     "kld_difference",
     "ln_ppl_difference",
@@ -58,6 +60,7 @@ _HOME = {
     "DemoReport": "kvant.api.demonstration",
     "EvalResult": "kvant.evaluation",
     "Formats": "kvant.api.catalogue",
+    "Gate": "kvant.evaluation",
     "Inspection": "kvant.api.inspection",
     "KvantError": "kvant.errors",
     "Recipe": "kvant.quant.recipe",
@@ -68,6 +71,7 @@ _HOME = {
     "demo": "kvant.api.demonstration",
     "evaluate": "kvant.api.measurement",
     "formats": "kvant.api.catalogue",
+    "gates": "kvant.evaluation",
     "inspect": "kvant.api.inspection",
     "kld_difference": "kvant.evaluation",
     "ln_ppl_difference": "kvant.evaluation",

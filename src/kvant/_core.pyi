@@ -160,3 +160,11 @@ class Plan:
 # The machine; see native/bind_limits.cc.
 def read_bandwidth(data: _U8, threads: int, seconds: float) -> float: ...
 def arithmetic_peak(kind: str, threads: int, seconds: float) -> float: ...
+def score(
+    logits: list[_F32],
+    targets: npt.NDArray[np.int32],
+    nll: npt.NDArray[np.float64],
+    kld: npt.NDArray[np.float64],
+    same: _U8,
+    threads: int,
+) -> tuple[int, int] | None: ...

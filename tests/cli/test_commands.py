@@ -202,6 +202,34 @@ def test_eval_of_a_text_of_ones_own(run: Run, tmp_path: Path) -> None:
     assert json.loads(found.out)["results"][0]["tokens"] > 100
 
 
+def test_eval_with_limits(run: Run, tmp_path: Path) -> None:
+    path = kvant.quantize("demo", "Q4_K_M", tmp_path / "m.gguf").paths[0]
+    options = [path, "--against", "demo", "--context", "64", "--chunks", "3"]
+    kept = run("eval", *options, "--max-kld", "1", "--max-ppl-ratio", "1.5", "--json")
+    assert kept.status == 0
+    gates = json.loads(kept.out)["gates"]
+    assert [g["figure"] for g in gates] == ["KL divergence", "perplexity ratio"]
+    assert all(g["held"] for g in gates)
+    missed = run("eval", *options, "--max-kld", "1e-5", "--max-ppl-ratio", "1.5")
+    assert missed.status == 3
+    assert "KL divergence" in missed.out.splitlines()[0]  # the table stands on stdout all the same
+    first, second = missed.err.splitlines()
+    assert first.startswith("m.gguf: KL divergence 0.0")
+    assert " ± 0.0" in first
+    assert first.endswith("limit 1e-05: missed")
+    assert "limit 1.5: holds" in second
+    assert "gates" not in json.loads(run("eval", *options, "--json").out)
+
+
+def test_eval_on_the_reference_interpreter(run: Run, model: Path) -> None:
+    options = ["eval", model, "--context", "32", "--chunks", "2", "--json"]
+    engine, judge = (
+        json.loads(run(*options, *more).out)["results"][0] for more in ([], ["--reference"])
+    )
+    assert engine["perplexity"] == pytest.approx(judge["perplexity"], rel=1e-2)
+    assert engine["perplexity"] != judge["perplexity"]  # it was really another one
+
+
 @pytest.fixture
 def short_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo on the start of its text."""

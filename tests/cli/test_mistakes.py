@@ -180,6 +180,7 @@ def test_requests_that_make_no_sense(
         (["convert", "demo", "--tensor", "a=F32"], "unrecognized arguments"),
         (["eval"], "required: MODEL"),
         (["eval", "demo", "--chunks", "0"], "expected a whole number from 1"),
+        (["eval", "demo", "--max-kld", "small"], "invalid float value"),
         (["inspect"], "required: SRC"),
         (["inspect", "demo", "--yaml"], "unrecognized arguments"),
         (["verify"], "required: FILE"),
@@ -228,6 +229,11 @@ def test_evaluations_that_make_no_sense(run: Run, model: Path, tmp_path: Path) -
     assert "more than the model takes" in _mistake(
         run, tmp_path, "eval", "demo", "--context", "9999"
     )
+    for limit in ("--max-kld", "--max-ppl-ratio"):
+        message = _mistake(run, tmp_path, "eval", model, limit, "1")
+        assert "name it with --against" in message
+        message = _mistake(run, tmp_path, "eval", model, "--against", model, limit, "nan")
+        assert "got nan" in message
     bare = make_folder(tmp_path / "bare", LLAMA, tokenizer=False)
     assert "has no tokenizer" in _mistake(run, tmp_path, "eval", bare)
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from kvant.api.conversion import quantize
 from kvant.api.measurement import corpus_of, open_subject, read_text, tokenizer_of
-from kvant.api.source import Source, open_source
+from kvant.api.source import Source, open_source, threads_or_default
 from kvant.builtin import DEMO
 from kvant.errors import OutputError
 from kvant.evaluation import EvalResult
 from kvant.evaluation import evaluate as measure
 from kvant.packing import PrecisionClass
 from kvant.quant.presets import preset
+from kvant.runtimes import open_runner
 
 __all__ = ["DEMO_RECIPES", "DemoReport", "DemoRow", "demo", "make_folder"]
 
@@ -73,7 +74,7 @@ def demo(
     Args:
         keep: folder that keeps the GGUF files, made if need be; by default they are deleted again.
         force: replace files that ``keep`` holds already.
-        threads: processors for quantising.
+        threads: processors to use; by default all.
         progress: called with what is being done, steps done and steps in all.
 
     Raises:
@@ -90,13 +91,18 @@ def demo(
             paths.append(artefact.paths[0])
         base = open_source(DEMO)
         corpus = corpus_of(read_text(None), tokenizer_of(base), base, None, None)
+        workers = threads_or_default(threads)
+        named = [("demo (BF16)", base)]
+        named += [(r, open_source(path)) for r, path in zip(DEMO_RECIPES, paths, strict=True)]
+        first, *others = (
+            open_subject(checkpoint, open_runner(checkpoint, threads=workers), name=name)
+            for name, checkpoint in named
+        )
         results = measure(
-            open_subject(base, name="demo (BF16)"),
-            [
-                open_subject(open_source(path), name=recipe)
-                for path, recipe in zip(paths, DEMO_RECIPES, strict=True)
-            ],
+            first,
+            others,
             corpus,
+            threads=workers,
             progress=lambda done, total: report("measuring", done, total),
         )
     rows = tuple(

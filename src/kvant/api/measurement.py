@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvant.api.source import Source, open_source
+from kvant.api.source import Source, open_source, threads_or_default
 from kvant.builtin import builtin_text
 from kvant.checkpoint import Checkpoint
 from kvant.errors import InputError, UsageError
-from kvant.evaluation import Corpus, EvalResult, Progress, Subject, check_vocabularies
+from kvant.evaluation import Corpus, EvalResult, Progress, Runner, Subject, check_vocabularies
 from kvant.evaluation import evaluate as measure
-from kvant.reference import ReferenceModel
+from kvant.runtimes import RunnerKind, open_runner
 from kvant.tokenizer.build import Tokenizer, build
 
 __all__ = ["corpus_of", "evaluate", "open_subject", "read_text", "tokenizer_of"]
@@ -20,8 +20,9 @@ __all__ = ["corpus_of", "evaluate", "open_subject", "read_text", "tokenizer_of"]
 _MAX_TEXT_BYTES = 1 << 30
 
 _KEEP_BYTES = 4 << 30
-"""Decoded weights of all models together that are kept in memory; beyond it each weight is decoded
-anew whenever it is used, which is slower and needs no more memory than the largest one."""
+"""Of the reference interpreter: decoded weights of all models together that are kept in memory.
+Beyond it each weight is decoded anew whenever it is used, which is slower and needs no more memory
+than the largest one."""
 
 
 def evaluate(
@@ -31,9 +32,13 @@ def evaluate(
     text: Source | None = None,
     context: int | None = None,
     chunks: int | None = None,
+    threads: int | None = None,
+    runner: RunnerKind = "native",
     progress: Progress | None = None,
 ) -> tuple[EvalResult, ...]:
     """Measure one or more models on a text, by llama.cpp's protocol.
+
+    With a base, all models are in memory at once and run side by side; without, one after another.
 
     Args:
         models: what to measure.
@@ -41,11 +46,15 @@ def evaluate(
         text: a UTF-8 file; by default the built-in evaluation text.
         context: tokens a chunk; by default 512, or what the model takes if that is less.
         chunks: use no more than these first chunks.
+        threads: processors to use; by default all. The figures are the same for any number.
+        runner: ``"native"``, the engine, or ``"reference"``, the NumPy interpreter: slow, in
+            float32 throughout, to judge the engine by.
         progress: called with tokens done and tokens in all.
 
     Raises:
         UsageError: the text is too short, or the models have different tokenizers.
         InputError: a model or the text cannot be read; a model gives NaN or infinity.
+        NotEnoughMemoryError: the models do not fit.
     """
     named = [models] if isinstance(models, (str, os.PathLike)) else list(models)
     if not named:
@@ -54,14 +63,17 @@ def evaluate(
     tokenizer = tokenizer_of(opened[0])
     shortest = min(opened, key=lambda c: c.config.max_position_embeddings)
     corpus = corpus_of(read_text(text), tokenizer, shortest, context, chunks)
+    workers = threads_or_default(threads)
     keep = sum(4 * c.parameters for c in opened) <= _KEEP_BYTES
-    subjects = [open_subject(c, keep_decoded=keep) for c in opened]
+    subjects = [
+        open_subject(c, open_runner(c, runner, threads=workers, keep_decoded=keep)) for c in opened
+    ]
     if against is not None:
-        return measure(subjects[0], subjects[1:], corpus, progress=progress)
-    check_vocabularies(subjects[0], subjects[1:], corpus)  # each is then measured by itself
+        return measure(subjects[0], subjects[1:], corpus, threads=workers, progress=progress)
+    check_vocabularies(subjects[0], subjects[1:], corpus)
     results: tuple[EvalResult, ...] = ()
-    for subject in subjects:
-        results += measure(subject, (), corpus, progress=progress)
+    while subjects:  # each by itself, and given back before the next is loaded
+        results += measure(subjects.pop(0), (), corpus, threads=workers, progress=progress)
     return results
 
 
@@ -113,15 +125,13 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     return build(definition)
 
 
-def open_subject(
-    checkpoint: Checkpoint, *, name: str | None = None, keep_decoded: bool = True
-) -> Subject:
-    """A checkpoint as something to be measured, run by the reference interpreter."""
+def open_subject(checkpoint: Checkpoint, runner: Runner, *, name: str | None = None) -> Subject:
+    """A checkpoint as something to be measured."""
     definition = checkpoint.tokenizer()
     stored = [w.stored for w in checkpoint.weights.values()]
     return Subject(
         name=name or checkpoint.path.name,
-        runner=ReferenceModel(checkpoint, cache=keep_decoded),
+        runner=runner,
         vocabulary=None if definition is None else definition.tokens,
         path=str(checkpoint.path),
         bytes=sum(f.stat().st_size for f in _weight_files(checkpoint)),

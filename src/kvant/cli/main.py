@@ -1,7 +1,7 @@
 """``kvant``: parse, run one command, turn errors into one line and an exit status.
 
 Exit status: 0 done; 1 an error, or a check that did not hold; 2 a command line that makes no
-sense; 130 interrupted.
+sense; 3 a limit that `kvant eval` was given was missed; 130 interrupted.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ def note(text: str) -> None:
     """One line for the person watching, as careful as `line`."""
     from kvant.files.source import printable
 
+    if not _knows("±", sys.stderr):
+        text = text.replace("±", "+/-")
     print(printable(text), file=sys.stderr)
 
 

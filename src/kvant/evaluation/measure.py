@@ -2,7 +2,7 @@
 
 A batch of chunks goes through every model at once; their logits come in tiles of the same rows,
 which are scored and forgotten. The base is run once however many variants there are. Memory is
-what the runners hold plus a few megabytes; about 20 bytes a scored token and model are kept.
+what the runners hold and one tile of each; about 20 bytes a scored token and model are kept.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import numpy.typing as npt
 
 from kvant.errors import DataError, UsageError
 from kvant.evaluation.corpus import Corpus
-from kvant.evaluation.divergence import divergence, same_top
-from kvant.evaluation.perplexity import Distribution, Rows
 from kvant.evaluation.results import EvalResult
 from kvant.evaluation.runner import Logits, Runner, in_step
+from kvant.evaluation.scoring import NotFinite, Rows, score_rows
 from kvant.evaluation.statistics import exponential, over_chunks
 from kvant.files.source import quote
 
@@ -26,8 +25,6 @@ __all__ = ["Progress", "Subject", "check_vocabularies", "evaluate"]
 
 # llama.cpp's batch: enough rows for matrix products to be efficient, little to hold.
 _BATCH_TOKENS = 2048
-# Four float64 buffers of this size stay within the second-level cache of current cores.
-_WORK_BYTES = 1 << 18
 
 Progress = Callable[[int, int], None]
 
@@ -51,7 +48,7 @@ def evaluate(
     corpus: Corpus,
     *,
     batch_tokens: int = _BATCH_TOKENS,
-    work_bytes: int = _WORK_BYTES,
+    threads: int = 1,
     progress: Progress | None = None,
 ) -> tuple[EvalResult, ...]:
     """Perplexity of ``base`` and ``variants``; divergence of each variant from the base.
@@ -61,13 +58,13 @@ def evaluate(
         variants: any number of models with the same vocabulary.
         corpus: the text, as token chunks of the base's tokenizer.
         batch_tokens: how many tokens go through a model at once, in whole chunks, at least one.
-        work_bytes: size of each work buffer here; at least one row of float64 logits.
+        threads: processors for scoring; runners have their own.
         progress: called as ``progress(done, total)`` at the start and after each batch, in tokens
             read, those of all models together.
 
     Returns:
         One result a model, the base first, then the variants in their order. The figures do not
-        depend on ``batch_tokens``, ``work_bytes`` or the runners' tiles, as long as the runners'
+        depend on ``batch_tokens``, ``threads`` or the runners' tiles, as long as the runners'
         logits do not.
 
     Raises:
@@ -76,92 +73,56 @@ def evaluate(
     """
     subjects = [base, *variants]
     check_vocabularies(base, variants, corpus)
-    scores = [_Scores.empty(corpus) for _ in subjects]
-    scorer = _Scorer(subjects, scores, corpus, work_bytes)
+    scorer = _Scorer(subjects, corpus, threads)
     runners = [subject.runner for subject in subjects]
     each = corpus.context * len(subjects)
     if progress is not None:
         progress(0, corpus.count * each)
     for index, tokens, targets in corpus.batches(max(1, batch_tokens // corpus.context)):
         for sequence, row, tiles in in_step(runners, tokens, corpus.first):
-            column = row - corpus.first
-            scorer.tile(index + sequence, column, tiles, targets[sequence])
+            scorer.tile(index + sequence, row - corpus.first, tiles, targets[sequence])
+            del tiles  # or they would stay in memory while the next ones are computed
         if progress is not None:
             progress((index + len(tokens)) * each, corpus.count * each)
-    return tuple(
-        _result(subject, score, corpus, None if subject is base else (base, scores[0]))
-        for subject, score in zip(subjects, scores, strict=True)
-    )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Scores:
-    """What was found for each scored token of one model, all of shape [chunks, scored]."""
-
-    nll: Rows
-    kld: Rows
-    same: npt.NDArray[np.bool_]
-
-    @classmethod
-    def empty(cls, corpus: Corpus) -> _Scores:
-        shape = (corpus.count, corpus.scored)
-        return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape, np.bool_))
+    results = [
+        _result(subject, nll, corpus) for subject, nll in zip(subjects, scorer.nll, strict=True)
+    ]
+    compared = zip(results[1:], scorer.kld, scorer.same, strict=True)
+    return (results[0], *(_compared(r, kld, same, results[0]) for r, kld, same in compared))
 
 
 class _Scorer:
-    """Scores tiles of logits, a few rows at a time, in buffers that stay in cache."""
+    """Scores tiles of logits and keeps what was found for each scored token."""
 
-    def __init__(
-        self,
-        subjects: Sequence[Subject],
-        scores: Sequence[_Scores],
-        corpus: Corpus,
-        work_bytes: int,
-    ) -> None:
-        vocab = subjects[0].runner.vocab_size
+    def __init__(self, subjects: Sequence[Subject], corpus: Corpus, threads: int) -> None:
+        shape = (corpus.count, corpus.scored)
+        self.nll: Rows = np.zeros((len(subjects), *shape))
+        self.kld: Rows = np.zeros((len(subjects) - 1, *shape))
+        self.same = np.zeros((len(subjects) - 1, *shape), np.bool_)
         self._subjects = subjects
-        self._scores = scores
         self._corpus = corpus
-        self._rows = max(1, work_bytes // (8 * vocab))
-        self._buffers = [np.empty((self._rows, vocab)) for _ in range(4)]
+        self._threads = threads
 
     def tile(
         self, chunk: int, column: int, tiles: Sequence[Logits], targets: npt.NDArray[np.int32]
     ) -> None:
         """Score the same rows of all models, those from ``column`` of the chunk's scored ones."""
-        height = tiles[0].shape[0]
-        for start in range(0, height, self._rows):
-            stop = min(start + self._rows, height)
-            at = slice(column + start, column + stop)
-            self._block(chunk, at, [tile[start:stop] for tile in tiles], targets[at])
-
-    def _block(
-        self, chunk: int, at: slice, tiles: Sequence[Logits], targets: npt.NDArray[np.int32]
-    ) -> None:
-        for subject, logits in zip(self._subjects, tiles, strict=True):
-            self._check_finite(subject, chunk, logits)
-        buffers = [buffer[: len(targets)] for buffer in self._buffers]
-        base = Distribution.of(tiles[0], buffers[0], buffers[1])
-        self._scores[0].nll[chunk, at] = base.surprise(targets)
-        for score, logits in zip(self._scores[1:], tiles[1:], strict=True):
-            variant = Distribution.of(logits, buffers[2], buffers[3])
-            score.nll[chunk, at] = variant.surprise(targets)
-            score.kld[chunk, at] = divergence(base, variant)
-            score.same[chunk, at] = same_top(tiles[0], logits)
-
-    def _check_finite(self, subject: Subject, chunk: int, logits: Logits) -> None:
-        if not np.isfinite(logits).all():
+        at = slice(column, column + len(tiles[0]))
+        try:
+            found = score_rows(tiles, targets[at], threads=self._threads)
+        except NotFinite as bad:
             raise DataError(
-                f"{subject.name}: NaN or infinity among its predictions in chunk {chunk + 1} of "
-                f"{self._corpus.count}, expected finite logits. Nothing was measured; check the "
-                "weights with `kvant verify`."
-            )
+                f"{self._subjects[bad.model].name}: NaN or infinity among its predictions in chunk "
+                f"{chunk + 1} of {self._corpus.count}, expected finite logits. Nothing was "
+                "measured; check the weights with `kvant verify`."
+            ) from None
+        self.nll[:, chunk, at] = found.nll
+        self.kld[:, chunk, at] = found.kld
+        self.same[:, chunk, at] = found.same
 
 
-def _result(
-    subject: Subject, score: _Scores, corpus: Corpus, base: tuple[Subject, _Scores] | None
-) -> EvalResult:
-    chunk_nll = score.nll.mean(axis=1)
+def _result(subject: Subject, token_nll: Rows, corpus: Corpus) -> EvalResult:
+    chunk_nll = token_nll.mean(axis=1)
     nll = over_chunks(chunk_nll)
     try:
         perplexity = exponential(nll)
@@ -170,7 +131,7 @@ def _result(
             f"{subject.name}: its perplexity is too large for a number (exp of {nll.value:.0f}). "
             "The model is broken; check the weights with `kvant verify`."
         ) from None
-    result = EvalResult(
+    return EvalResult(
         name=subject.name,
         path=subject.path,
         bytes=subject.bytes,
@@ -183,15 +144,16 @@ def _result(
         perplexity_se=perplexity.se,
         chunk_nll=chunk_nll,
     )
-    return result if base is None else _compared(result, score, *base)
 
 
-def _compared(result: EvalResult, score: _Scores, base: Subject, base_score: _Scores) -> EvalResult:
-    chunk_kld = score.kld.mean(axis=1)
+def _compared(
+    result: EvalResult, token_kld: Rows, token_same: npt.NDArray[np.bool_], base: EvalResult
+) -> EvalResult:
+    chunk_kld = token_kld.mean(axis=1)
     kld = over_chunks(chunk_kld)
-    same = over_chunks(score.same.mean(axis=1))
-    ratio = over_chunks(result.chunk_nll - base_score.nll.mean(axis=1))
-    median, p99 = np.quantile(score.kld, (0.5, 0.99))
+    same = over_chunks(token_same.mean(axis=1))
+    ratio = over_chunks(result.chunk_nll - base.chunk_nll)
+    median, p99 = np.quantile(token_kld, (0.5, 0.99))
     return replace(
         result,
         base=base.name,
@@ -199,7 +161,7 @@ def _compared(result: EvalResult, score: _Scores, base: Subject, base_score: _Sc
         kld_se=kld.se,
         kld_median=float(median),
         kld_p99=float(p99),
-        kld_max=float(score.kld.max()),
+        kld_max=float(token_kld.max()),
         same_top=same.value,
         same_top_se=same.se,
         ln_ppl_ratio=ratio.value,

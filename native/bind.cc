@@ -12,6 +12,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "bind_sampler.h"
 #include "runtime/cpu.h"
 #include "runtime/rows.h"
 
@@ -159,6 +160,7 @@ NB_MODULE(_core, m) {
   m.def("select_isa", &select_isa, "name"_a, "Use one of `isas()`; False if there is no such.");
   bind_rows(m);
   bind_engine(m);
+  bind_sampler(m);
 }
 
 }  // namespace kvant

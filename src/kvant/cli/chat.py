@@ -54,8 +54,6 @@ def talk(
     """
     if template:
         model.require_chat_template()
-    with suppress(ImportError):
-        import readline  # noqa: F401 - lines can be edited, and earlier ones found again
     talk = _Conversation(model, options, system) if template else _Continuation(model, options)
     show.line(f"Chat with {model.checkpoint.info.name}. /help lists commands.")
     try:
@@ -118,6 +116,11 @@ class _Continuation:
 
 def _messages(clear: Callable[[], None]) -> Iterator[str]:
     """What the user types, commands carried out, until they leave."""
+    typed: Callable[[], str] = str
+    with suppress(ImportError):
+        import readline  # lines can be edited, and earlier ones found again
+
+        typed = readline.get_line_buffer
     interrupted = False
     while True:
         try:
@@ -127,6 +130,9 @@ def _messages(clear: Callable[[], None]) -> Iterator[str]:
             return
         except KeyboardInterrupt:
             print()
+            if typed():  # it took back a line
+                interrupted = False
+                continue
             if interrupted:
                 return
             interrupted = True

@@ -12,7 +12,6 @@
 #include <optional>
 #include <stdexcept>
 
-#include "bind_sampler.h"
 #include "runtime/cpu.h"
 #include "runtime/rows.h"
 
@@ -21,8 +20,9 @@ using namespace nb::literals;
 
 namespace kvant {
 
-void bind_rows(nb::module_& m);    // bind_rows.cc
-void bind_engine(nb::module_& m);  // bind_engine.cc
+void bind_rows(nb::module_& m);     // bind_rows.cc
+void bind_engine(nb::module_& m);   // bind_engine.cc
+void bind_sampler(nb::module_& m);  // bind_sampler.cc
 
 namespace {
 

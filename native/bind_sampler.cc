@@ -1,6 +1,5 @@
 // The sampler's Python face.
-#include "bind_sampler.h"
-
+#include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/vector.h>

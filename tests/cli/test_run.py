@@ -113,7 +113,7 @@ def test_json(run: Run) -> None:
 
 def test_what_it_took(run: Run) -> None:
     found = run("run", "demo", STORY, *CALM, "--verbose")
-    assert "context of 1024 tokens" in found.err
+    assert "context of 1,024 tokens" in found.err
     assert "12 tokens (length), the first after" in found.err
     assert "tokens/s" in found.err
 
@@ -130,7 +130,7 @@ def test_controls_do_not_reach_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["word " * 2000], "tokens and the context holds 1024"),
+        (["word " * 2000], "tokens and the context holds 1,024"),
         ([STORY, "--context", "3"], "The prompt has 4 tokens and the context holds 3"),
         ([STORY, "--context", "2000"], "from 1 to the 1024 tokens the model takes, got 2000"),
         ([STORY, "--temperature", "-1"], "temperature should be a number from 0 to 100"),

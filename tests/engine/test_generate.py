@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from engine_standin import FakeEngine
+from engine_standin import Recorded, SpokenEngine
 
 from kvant.checkpoint import Checkpoint
+from kvant.engine import load_engine
 from kvant.engine.generate import Prefix, Request, generate, take_chunks
 from kvant.engine.results import Completion, collect
 from kvant.engine.sampling import Sampling
-from kvant.errors import ContextError, DataError, KvantError, UsageError
-from kvant.reference import ReferenceModel
+from kvant.errors import CacheFullError, ContextError, DataError, UsageError
 from kvant.tokenizer.build import Tokenizer
 
 GREEDY = Sampling(temperature=0)
@@ -24,7 +25,7 @@ PROMPTS = ["Once upon a time", "The king", "def f(x):\n    return", "One day, Li
 
 
 def _run(
-    engine: FakeEngine, tokenizer: Tokenizer, requests: Sequence[Request], **options: Any
+    engine: Any, tokenizer: Tokenizer, requests: Sequence[Request], **options: Any
 ) -> list[Completion]:
     pieces: list[list[Any]] = [[] for _ in requests]
     options = {"context": engine.context, **options}
@@ -36,7 +37,7 @@ def _run(
     ]
 
 
-def _reciting(checkpoint: Checkpoint, ids: Sequence[int], after: int) -> FakeEngine:
+def _reciting(checkpoint: Checkpoint, ids: Sequence[int], after: int) -> SpokenEngine:
     """A model that says ``ids`` after a prompt of ``after`` tokens, whatever it is."""
 
     def rows(tokens: list[int]) -> npt.ArrayLike:
@@ -44,7 +45,7 @@ def _reciting(checkpoint: Checkpoint, ids: Sequence[int], after: int) -> FakeEng
         row[ids[min(len(tokens) - after, len(ids) - 1)]] = 30
         return row
 
-    return FakeEngine(checkpoint, rows)
+    return SpokenEngine(checkpoint.config.vocab_size, 1024, rows)
 
 
 @pytest.fixture
@@ -56,20 +57,21 @@ def recite(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Callable[..., Comple
         prompt = tokenizer.encode("Hello")
         engine = _reciting(checkpoint, [*ids, tokenizer.eos_id or 0], len(prompt))
         (done,) = _run(engine, tokenizer, [Request(prompt, GREEDY, **options)])
-        assert not engine.live
+        assert engine.idle
         return done
 
     return run
 
 
-def test_greedy_is_the_references(
-    checkpoint: Checkpoint, engine: FakeEngine, tokenizer: Tokenizer
-) -> None:
-    reference = ReferenceModel(checkpoint)
+def test_greedy_takes_the_likeliest(engine: Recorded, tokenizer: Tokenizer) -> None:
     for prompt in PROMPTS:
         ids = tokenizer.encode(prompt)
         (found,) = _run(engine, tokenizer, [Request(ids, GREEDY, 8)])
-        assert list(found.tokens) == reference.generate(ids, 8)
+        sequence, following = engine.sequence(), ids
+        for token in found.tokens:
+            assert engine.step([(sequence, following)]).argmax() == token
+            following = [token]
+        sequence.free()
         assert found.text == tokenizer.decode(found.tokens)
         assert found.finish_reason == "length"
         assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (len(ids), 8)
@@ -77,7 +79,7 @@ def test_greedy_is_the_references(
 
 @pytest.mark.parametrize(("batch", "chunk"), [(16, 256), (2, 5), (3, 1), (1, 7)])
 def test_the_same_in_any_company(
-    engine: FakeEngine, tokenizer: Tokenizer, batch: int, chunk: int
+    engine: Recorded, tokenizer: Tokenizer, batch: int, chunk: int
 ) -> None:
     requests = [
         Request(tokenizer.encode(p), Sampling(temperature=0.9, seed=i, logprobs=2), 3 + 2 * i)
@@ -92,7 +94,7 @@ def test_the_same_in_any_company(
     assert max(sum(n for n in step if n > 1) for step in engine.steps) <= chunk
 
 
-def test_finished_requests_leave(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+def test_finished_requests_leave(engine: Recorded, tokenizer: Tokenizer) -> None:
     prompt = tokenizer.encode("The king was")
     _run(engine, tokenizer, [Request(prompt, GREEDY, n) for n in (1, 2, 4)])
     n = len(prompt)
@@ -157,7 +159,7 @@ def test_the_context_is_the_limit(checkpoint: Checkpoint, tokenizer: Tokenizer) 
         _run(engine, tokenizer, [Request(ids, GREEDY)], context=len(ids))
     with pytest.raises(UsageError, match="prompt is empty"):
         _run(engine, tokenizer, [Request([], GREEDY)])
-    assert not engine.live
+    assert engine.idle
 
 
 def test_bad_logits_end_in_an_error(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
@@ -166,30 +168,45 @@ def test_bad_logits_end_in_an_error(checkpoint: Checkpoint, tokenizer: Tokenizer
         row[7] = math.nan if len(tokens) > 4 else 0
         return row
 
-    engine = FakeEngine(checkpoint, rows)
+    engine = SpokenEngine(checkpoint.config.vocab_size, 1024, rows)
     prompt = tokenizer.encode("The")
     with pytest.raises(DataError, match="finite, got nan for token 7"):
         _run(engine, tokenizer, [Request(prompt, GREEDY, 20), Request([1, 2], GREEDY, 20)])
-    assert not engine.live
+    assert engine.idle
 
 
 def test_memory_that_runs_out(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
-    engine = FakeEngine(checkpoint, kv_tokens=12)
-    with pytest.raises(KvantError, match="memory"):
-        _run(engine, tokenizer, [Request(tokenizer.encode(p), GREEDY, 30) for p in PROMPTS])
-    assert not engine.live
+    engine = Recorded(load_engine(checkpoint, threads=1, kv_tokens=32))
+    with pytest.raises(CacheFullError):  # even alone
+        _run(engine, tokenizer, [Request(tokenizer.encode(p), GREEDY, 60) for p in PROMPTS])
+    assert engine.idle
 
 
-def test_whoever_stops_listening_frees_all(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+def test_requests_make_room_for_each_other(
+    checkpoint: Checkpoint, engine: Recorded, tokenizer: Tokenizer
+) -> None:
+    sampling = Sampling(temperature=0.9, repetition_penalty=1.1, logit_bias={4093: -math.inf})
+    requests = [
+        Request(tokenizer.encode(p), replace(sampling, seed=i), 40) for i, p in enumerate(PROMPTS)
+    ]
+    tight = Recorded(load_engine(checkpoint, threads=1, kv_tokens=96))
+    assert _run(tight, tokenizer, requests) == _run(engine, tokenizer, requests)
+    assert len(tight.steps) > len(engine.steps)
+    assert max(map(len, tight.steps)) > 1
+    assert any(max(step) > 20 for step in tight.steps)  # one was put off, and read again
+    assert tight.idle
+
+
+def test_whoever_stops_listening_frees_all(engine: Recorded, tokenizer: Tokenizer) -> None:
     requests = [Request(tokenizer.encode(p), GREEDY, 50) for p in PROMPTS]
     pieces = generate(engine, tokenizer, requests, context=engine.context)
     next(pieces)
-    assert len(engine.live) == 4
+    assert not engine.idle
     pieces.close()
-    assert not engine.live
+    assert engine.idle
 
 
-def test_pieces_have_all_the_tokens(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+def test_pieces_have_all_the_tokens(engine: Recorded, tokenizer: Tokenizer) -> None:
     request = Request(tokenizer.encode("Once"), Sampling(temperature=0, logprobs=1), 12, ("zzz",))
     pieces = [p for _, p in generate(engine, tokenizer, [request], context=engine.context)]
     assert sum(len(p.tokens) for p in pieces) == 12
@@ -205,12 +222,12 @@ class TestPrefix:
     """A conversation's turns read only what is new."""
 
     def _say(
-        self, engine: FakeEngine, tokenizer: Tokenizer, ids: list[int], prefix: Prefix, n: int = 3
+        self, engine: Recorded, tokenizer: Tokenizer, ids: list[int], prefix: Prefix, n: int = 3
     ) -> tuple[int, ...]:
         engine.steps.clear()
         return _run(engine, tokenizer, [Request(ids, GREEDY, n, prefix=prefix)])[0].tokens
 
-    def test_turns(self, engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    def test_turns(self, engine: Recorded, tokenizer: Tokenizer) -> None:
         prefix = Prefix()
         first = tokenizer.encode("Once upon a time there was")
         said = self._say(engine, tokenizer, first, prefix)
@@ -230,7 +247,7 @@ class TestPrefix:
         prefix.close()
         prefix.close()
 
-    def test_after_an_interrupt(self, engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    def test_after_an_interrupt(self, engine: Recorded, tokenizer: Tokenizer) -> None:
         prefix = Prefix()
         ids = tokenizer.encode("Once upon a time there was")
         step, calls = engine.step, 0

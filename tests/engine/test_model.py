@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_standin import FakeEngine
+from engine_standin import Recorded
 
 import kvant
 from kvant.api.model import Model
 from kvant.api.sampling_defaults import FIELD_DEFAULTS, default_sampling
 from kvant.builtin import demo_path
 from kvant.checkpoint import Checkpoint, open_checkpoint
+from kvant.engine import load_engine
 from kvant.errors import ContextError, FileFormatError, UnsupportedError, UsageError
 from kvant.files.gguf import GgufFile, Value, float32, header_bytes, read_gguf, uint32
 from kvant.tokenizer.build import Tokenizer
@@ -91,13 +92,13 @@ def test_without_a_template(tmp_path: Path) -> None:
     from kvant.tokenizer.build import build
 
     with (
-        Model(checkpoint, FakeEngine(checkpoint), build(definition)) as model,
+        Model(checkpoint, load_engine(checkpoint, threads=1), build(definition)) as model,
         pytest.raises(UnsupportedError, match="no chat template"),
     ):
         model.chat([{"role": "user", "content": "Hello"}])
 
 
-def test_embeddings(model: Model, engine: FakeEngine, tokenizer: Tokenizer) -> None:
+def test_embeddings(model: Model, engine: Recorded, tokenizer: Tokenizer) -> None:
     texts = ["The cat sat.", "A dog ran over the wide green field to its master. " * 30, "x"]
     found = model.embed(texts)
     assert found.dtype == np.float32
@@ -117,7 +118,9 @@ def test_embeddings(model: Model, engine: FakeEngine, tokenizer: Tokenizer) -> N
 
 def test_requests_that_make_no_sense(model: Model) -> None:
     long = "word " * 2000
-    with pytest.raises(ContextError, match=r"The prompt has \d+ tokens and the context holds 1024"):
+    with pytest.raises(
+        ContextError, match=r"The prompt has [0-9,]+ tokens and the context holds 1,024"
+    ):
         model.stream(long)
     with pytest.raises(ContextError):
         model.embed([long])
@@ -134,7 +137,7 @@ def test_requests_that_make_no_sense(model: Model) -> None:
         model.chat([{"role": object()}])
 
 
-def test_a_closed_model(checkpoint: Checkpoint, engine: FakeEngine, tokenizer: Tokenizer) -> None:
+def test_a_closed_model(checkpoint: Checkpoint, engine: Recorded, tokenizer: Tokenizer) -> None:
     model = Model(checkpoint, engine, tokenizer)
     model.close()
     model.close()
@@ -147,6 +150,8 @@ def test_loading() -> None:
         assert model.context == 100
         found = model.generate("Once upon a time", GREEDY)
         assert found.usage.prompt_tokens + found.usage.completion_tokens <= 100
+    with pytest.raises(UsageError, match="kv_type should be one of f16, q8_0, got 'q4'"):
+        kvant.load("demo", kv_type="q4")  # type: ignore[arg-type]
     for context in (0, 1025):
         with pytest.raises(UsageError, match=f"from 1 to the 1024 tokens .* got {context}"):
             kvant.load("demo", context=context)

@@ -13,16 +13,17 @@ from kvant.api.measurement import tokenizer_of
 from kvant.api.sampling_defaults import default_sampling
 from kvant.api.source import Source, open_source, threads_or_default
 from kvant.checkpoint import Checkpoint
+from kvant.engine import Engine, load_engine
 from kvant.engine.generate import (
     BATCH,
     CHUNK,
-    Engine,
     Prefix,
     Request,
     check_length,
     generate,
     take_chunks,
 )
+from kvant.engine.load import KV_TYPES, KvTypeName
 from kvant.engine.results import Completion, Piece, collect
 from kvant.engine.sampling import Sampling
 from kvant.engine.stopping import StopStrings
@@ -45,27 +46,31 @@ def load(
     *,
     threads: int | None = None,
     context: int | None = None,
-    kv_type: str = "f16",
+    kv_type: KvTypeName = "f16",
 ) -> Model:
     """Load a model to run it.
 
     Args:
         source: ``demo``, a Hugging Face folder, or a GGUF file.
         threads: processors to use; all by default.
-        context: most tokens of a prompt and its answer together; by default what the model takes.
+        context: most tokens of a prompt and its answer together. Memory for as many tokens is set
+            aside; texts that are written at once share it, and wait for each other where it does
+            not suffice. By default what the model takes, or what half of the free memory holds.
         kv_type: how keys and values are kept: ``f16``, or ``q8_0`` for half the memory.
 
     Raises:
         InputError: the model cannot be read, or has no tokenizer.
         UsageError: the context is more than the model takes, or an option does not exist.
-        KvantError: it does not fit in memory.
+        NotEnoughMemoryError: it does not fit in memory; says what would.
     """
-    from kvant.engine import load_engine
-
     checkpoint = open_source(source)
     tokenizer = tokenizer_of(checkpoint)
     _check_context(context, checkpoint.config.max_position_embeddings)
-    engine = load_engine(checkpoint, threads=threads_or_default(threads), kv_type=kv_type)
+    if kv_type not in KV_TYPES:
+        raise UsageError(f"kv_type should be one of {', '.join(KV_TYPES)}, got {kv_type!r}.")
+    engine = load_engine(
+        checkpoint, threads=threads_or_default(threads), kv_tokens=context, kv_type=kv_type
+    )
     return Model(checkpoint, engine, tokenizer, context=context)
 
 
@@ -83,16 +88,17 @@ class Model:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        engine: Any,
+        engine: Engine,
         tokenizer: Tokenizer,
         *,
         context: int | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
-        self.context: int = min(context or engine.context, engine.context)
+        room = engine.kv.capacity_tokens
+        self.context = min(context or engine.context, engine.context, room)
         self.default_sampling = default_sampling(checkpoint)
-        self._engine: Any = engine
+        self._engine: Engine | None = engine
         self._renderer: ChatRenderer | None = None
 
     # ---- text --------------------------------------------------------------------------------
@@ -279,8 +285,14 @@ class Model:
     # ---- life --------------------------------------------------------------------------------
 
     def describe(self) -> str:
-        """How it runs, in a line: threads and context."""
-        return f"{self._running().threads} threads, context of {self.context} tokens"
+        """How it runs, in a line: threads, context, memory."""
+        engine = self._running()
+        memory = engine.memory
+        return (
+            f"{engine.threads} threads, context of {self.context:,} tokens, "
+            f"{memory.weights_bytes / 1e6:,.0f} MB of weights, room for "
+            f"{engine.kv.capacity_tokens:,} tokens in {memory.kv_bytes / 1e6:,.0f} MB"
+        )
 
     def close(self) -> None:
         """Give the memory back. The model is not used again."""
@@ -301,7 +313,7 @@ class Model:
 
     # ---- inside ------------------------------------------------------------------------------
 
-    def _running(self) -> Any:
+    def _running(self) -> Engine:
         if self._engine is None:
             raise UsageError("The model has been closed. Load it again.")
         return self._engine
@@ -343,8 +355,7 @@ class Model:
         return Request(prompt, sampling or self.default_sampling, max_tokens, strings, prefix)
 
     def _generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Piece]]:
-        engine: Engine = self._running()
-        return generate(engine, self.tokenizer, requests, context=self.context)
+        return generate(self._running(), self.tokenizer, requests, context=self.context)
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
         pieces: list[list[Piece]] = [[] for _ in requests]

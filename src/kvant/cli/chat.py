@@ -88,11 +88,10 @@ class _Conversation:
         try:
             pieces = self._model.chat_stream(turns, prefix=self._prefix, **self._options)
         except ContextError as error:
-            raise ContextError(
-                f"{error} The conversation is too long now: /clear begins a new one."
-                if self._turns != self._start
-                else str(error)
-            ) from None
+            if self._turns == self._start:
+                raise
+            told = f"{error} The conversation is too long now: /clear begins a new one."
+            raise ContextError(error.needed, error.context, told) from None
         said: list[str] = []
         try:
             for piece in pieces:

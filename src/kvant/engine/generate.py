@@ -9,61 +9,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from kvant.engine.detokenize import TokenDecoder
+from kvant.engine.kv_blocks import KvSequence
 from kvant.engine.results import FinishReason, Piece
 from kvant.engine.sampling import Draw, Sampler, Sampling, TokenLogprob, draw
+from kvant.engine.session import Engine
 from kvant.engine.stopping import StopStrings, end_tokens
-from kvant.errors import ContextError, UsageError
+from kvant.errors import CacheFullError, ContextError, UsageError
 from kvant.tokenizer.build import Tokenizer
 
-__all__ = ["Engine", "KvSequence", "Prefix", "Request", "check_length", "generate", "take_chunks"]
+__all__ = ["Prefix", "Request", "check_length", "generate", "take_chunks"]
 
 #: Tokens of prompts read in one step: enough to keep the kernels busy, few enough that an
 #: interrupt is heard soon.
 CHUNK = 256
 #: Requests that run at once.
 BATCH = 16
-
-
-class KvSequence(Protocol):
-    """The keys and values of one text."""
-
-    @property
-    def length(self) -> int:
-        """Number of tokens it holds."""
-        ...
-
-    def truncate(self, n: int, /) -> None:
-        """Forget all but the first ``n`` tokens."""
-        ...
-
-    def free(self) -> None:
-        """Give the memory back; the sequence is not used again."""
-        ...
-
-
-class Engine(Protocol):
-    """What generation needs of the engine."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Length of a row of logits."""
-        ...
-
-    def sequence(self) -> Any:
-        """A new, empty sequence."""
-        ...
-
-    def step(
-        self, entries: Sequence[tuple[Any, Sequence[int]]], /, logits: str = ...
-    ) -> npt.NDArray[np.float32]:
-        """Append tokens to sequences; one row of logits an entry, or hidden states of all."""
-        ...
 
 
 class Prefix:
@@ -73,10 +37,10 @@ class Prefix:
     """
 
     def __init__(self) -> None:
-        self._sequence: Any = None
+        self._sequence: KvSequence | None = None
         self._tokens: list[int] = []
 
-    def take(self, engine: Engine, prompt: Sequence[int]) -> tuple[Any, int]:
+    def take(self, engine: Engine, prompt: Sequence[int]) -> tuple[KvSequence, int]:
         """The sequence, and how many tokens of ``prompt`` it has; at least one is left to read."""
         if self._sequence is None:
             self._sequence = engine.sequence()
@@ -127,8 +91,10 @@ def check_length(prompt: Sequence[int], context: int) -> None:
         )
     if len(prompt) >= context:
         raise ContextError(
-            f"The prompt has {len(prompt)} tokens and the context holds {context}, prompt and "
-            "answer together. Shorten the prompt, or use a larger context where the model has one."
+            len(prompt),
+            context,
+            f"The prompt has {len(prompt):,} tokens and the context holds {context:,}, prompt and "
+            "answer together. Shorten the prompt, or use a larger context where the model has one.",
         )
 
 
@@ -157,40 +123,53 @@ def generate(
     Raises:
         ContextError: a prompt does not fit; nothing has been generated.
         DataError: the model gives NaN or infinity.
-        KvantError: there is no memory for keys and values.
+        CacheFullError: the cache has no room for one request alone.
     """
     for request in requests:
         check_length(request.prompt, context)
     ends = end_tokens(tokenizer.definition)
-    waiting = deque(enumerate(requests))
+    waiting = deque(
+        _Running(engine, tokenizer, i, r, context, ends) for i, r in enumerate(requests)
+    )
     running: list[_Running] = []
     try:
         while waiting or running:
-            while waiting and len(running) < batch:
-                running.append(_Running(engine, tokenizer, *waiting.popleft(), context, ends))
-            pieces = _step(engine, running, chunk)
-            for request_state, piece in pieces:
+            while waiting and len(running) < batch and (not running or waiting[0].fits(engine)):
+                running.append(waiting.popleft())
+                running[-1].start()
+            pieces = _step(engine, running, waiting, chunk)
+            for state, piece in pieces:
                 if piece.finish_reason:
-                    running.remove(request_state)
-                    request_state.close()
-                yield request_state.index, piece
+                    running.remove(state)
+                    state.close()
+                yield state.index, piece
     finally:
-        for request_state in running:
-            request_state.close()
+        for state in running:
+            state.close()
 
 
-def _step(engine: Engine, running: list[_Running], chunk: int) -> list[tuple[_Running, Piece]]:
+def _step(
+    engine: Engine, running: list[_Running], waiting: deque[_Running], chunk: int
+) -> list[tuple[_Running, Piece]]:
     """Run the model once; the pieces that came of it."""
-    taken = take_chunks([r.pending for r in running], chunk)
-    entries = [(r.sequence, ids) for r, ids in zip(running, taken, strict=True) if ids]
-    at_work = [r for r, ids in zip(running, taken, strict=True) if ids]
-    logits = engine.step(entries, logits="last")
-    for r, (_, ids) in zip(at_work, entries, strict=True):
+    while True:
+        taken = take_chunks([r.pending for r in running], chunk)
+        at_work = [(r, ids) for r, ids in zip(running, taken, strict=True) if ids]
+        try:
+            logits = engine.step([(r.sequence, ids) for r, ids in at_work], logits="last")
+            break
+        except CacheFullError:
+            if len(running) == 1:
+                raise
+            # The last to come makes room, and reads its text anew when there is some again.
+            running[-1].yield_room()
+            waiting.appendleft(running.pop())
+    for r, ids in at_work:
         r.read(ids)
-    rows = [row for row, r in enumerate(at_work) if not r.pending]
+    rows = [row for row, (r, _) in enumerate(at_work) if not r.pending]
     if not rows:
         return []
-    ready = [at_work[row] for row in rows]
+    ready = [at_work[row][0] for row in rows]
     wanted = logits if len(rows) == len(logits) else logits[rows]
     draws = draw([r.sampler for r in ready], np.ascontiguousarray(wanted))
     found = ((r, r.advance(d)) for r, d in zip(ready, draws, strict=True))
@@ -233,22 +212,38 @@ class _Running:
         room = context - len(request.prompt)
         self._left = room if request.max_tokens is None else min(room, request.max_tokens)
         self._prefix = request.prefix
+        self._engine = engine
+        self.sequence: KvSequence
+        self._known: list[int] = []
+        self.pending = list(request.prompt)
+        """Tokens that the sequence does not have yet."""
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+
+    def fits(self, engine: Engine) -> bool:
+        """Whether the cache has room for what is to be read, and some for the answer."""
+        return engine.kv.free_tokens > len(self.pending)
+
+    def start(self) -> None:
+        """Get a sequence; what it has already is not pending."""
         if self._prefix is None:
-            self.sequence, common = engine.sequence(), 0
+            self.sequence = self._engine.sequence()
         else:
-            self.sequence, common = self._prefix.take(engine, request.prompt)
-        self._known = list(request.prompt[:common])
-        self.pending = list(request.prompt[common:])
-        """Tokens that the sequence does not have yet."""
+            self.sequence, common = self._prefix.take(self._engine, self.pending)
+            self.read(self.pending[:common])
 
     def read(self, tokens: Sequence[int]) -> None:
-        """The engine has put the first of `pending` into the sequence."""
+        """The sequence has the first of `pending` now."""
         self._known += tokens
         del self.pending[: len(tokens)]
         if self._prefix is not None:
             self._prefix.keep(self._known)
+
+    def yield_room(self) -> None:
+        """Free the sequence; everything is pending again."""
+        self.close()
+        self.pending = self._known + self.pending
+        self._known = []
 
     def advance(self, drawn: Draw) -> Piece | None:
         """Take the next token; the piece it completes, if it does."""

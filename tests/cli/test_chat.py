@@ -95,3 +95,11 @@ def test_without_a_template_texts_are_continued() -> None:
         assert "there was" in t.expect(PROMPT)
         t.say("/bye")
         assert t.status() == 0
+
+
+def test_ctrl_c_ends_a_single_answer() -> None:
+    with Terminal("run", "demo", "Once upon a time", "--temperature", "0", slow=True) as t:
+        t.expect("there was")
+        t.send(CTRL_C)
+        t.expect("kvant: interrupted", seconds=5)
+        assert t.status() == 130

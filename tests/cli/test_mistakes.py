@@ -37,6 +37,7 @@ COMMANDS = {
     "convert": ("convert", "SRC"),
     "quantize": ("quantize", "SRC", "Q4_K_M"),
     "eval": ("eval", "SRC"),
+    "run": ("run", "SRC", "Once"),
     "verify": ("verify", "SRC"),
 }
 
@@ -50,7 +51,7 @@ def test_nothing_there(
     assert "no/such/model: no such file" in _mistake(run, tmp_path, *arguments)
 
 
-@pytest.mark.parametrize("command", ["inspect", "convert", "quantize", "eval"])
+@pytest.mark.parametrize("command", ["inspect", "convert", "quantize", "eval", "run"])
 def test_folders_that_are_no_models(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

@@ -20,10 +20,11 @@ using namespace nb::literals;
 
 namespace kvant {
 
-void bind_rows(nb::module_& m);    // bind_rows.cc
-void bind_engine(nb::module_& m);  // bind_engine.cc
-void bind_limits(nb::module_& m);  // bind_limits.cc
-void bind_score(nb::module_& m);   // bind_score.cc
+void bind_limits(nb::module_& m);   // bind_limits.cc
+void bind_score(nb::module_& m);    // bind_score.cc
+void bind_rows(nb::module_& m);     // bind_rows.cc
+void bind_engine(nb::module_& m);   // bind_engine.cc
+void bind_sampler(nb::module_& m);  // bind_sampler.cc
 
 namespace {
 
@@ -163,6 +164,7 @@ NB_MODULE(_core, m) {
   bind_engine(m);
   bind_limits(m);
   bind_score(m);
+  bind_sampler(m);
 }
 
 }  // namespace kvant

@@ -5,6 +5,9 @@
     kvant.quantize("path/to/checkpoint", "Q4_K_M")
     for r in kvant.evaluate("model-Q4_K_M.gguf", against="path/to/checkpoint"):
         print(r.name, r.perplexity, r.kld)
+    with kvant.load("model-Q4_K_M.gguf") as model:
+        for piece in model.stream("Once upon a time", max_tokens=100):
+            print(piece, end="", flush=True)
 
 Importing kvant does nothing but define names; what they need is loaded when first used.
 """
@@ -22,7 +25,10 @@ if TYPE_CHECKING:
     from kvant.api.demonstration import DemoReport, demo
     from kvant.api.inspection import Inspection, inspect
     from kvant.api.measurement import evaluate
+    from kvant.api.model import Model, load
     from kvant.api.verification import verify
+    from kvant.engine.results import Completion, Piece
+    from kvant.engine.sampling import Sampling
     from kvant.errors import KvantError
     from kvant.evaluation import EvalResult, Gate, gates, kld_difference, ln_ppl_difference
     from kvant.export.gguf.verify import Verification
@@ -31,14 +37,18 @@ if TYPE_CHECKING:
 __all__ = [
     "Artefact",
     "BenchReport",
+    "Completion",
     "DemoReport",
     "EvalResult",
     "Formats",
     "Gate",
     "Inspection",
     "KvantError",
+    "Model",
+    "Piece",
     "Recipe",
     "Rule",
+    "Sampling",
     "Verification",
     "__version__",
     "benchmark",
@@ -50,6 +60,7 @@ __all__ = [
     "inspect",
     "kld_difference",
     "ln_ppl_difference",
+    "load",
     "quantize",
     "verify",
 ]
@@ -57,14 +68,18 @@ __all__ = [
 _HOME = {
     "Artefact": "kvant.api.conversion",
     "BenchReport": "kvant.api.benchmark",
+    "Completion": "kvant.engine.results",
     "DemoReport": "kvant.api.demonstration",
     "EvalResult": "kvant.evaluation",
     "Formats": "kvant.api.catalogue",
     "Gate": "kvant.evaluation",
     "Inspection": "kvant.api.inspection",
     "KvantError": "kvant.errors",
+    "Model": "kvant.api.model",
+    "Piece": "kvant.engine.results",
     "Recipe": "kvant.quant.recipe",
     "Rule": "kvant.quant.recipe",
+    "Sampling": "kvant.engine.sampling",
     "Verification": "kvant.export.gguf.verify",
     "benchmark": "kvant.api.benchmark",
     "convert": "kvant.api.conversion",
@@ -75,6 +90,7 @@ _HOME = {
     "inspect": "kvant.api.inspection",
     "kld_difference": "kvant.evaluation",
     "ln_ppl_difference": "kvant.evaluation",
+    "load": "kvant.api.model",
     "quantize": "kvant.api.conversion",
     "verify": "kvant.api.verification",
 }

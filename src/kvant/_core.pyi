@@ -168,3 +168,33 @@ def score(
     same: _U8,
     threads: int,
 ) -> tuple[int, int] | None: ...
+
+# ---- sampling; see native/bind_sampler.cc ----
+
+class Draw:
+    token: int
+    fault: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+class Sampler:
+    position: int
+    def __init__(
+        self,
+        vocab: int,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repetition: float,
+        frequency: float,
+        presence: float,
+        seed: int,
+        logprobs: int,
+        bias: list[tuple[int, float]],
+    ) -> None: ...
+    def prompt(self, tokens: npt.NDArray[np.int32]) -> None: ...
+    def accept(self, tokens: npt.NDArray[np.int32]) -> None: ...
+
+def sample(samplers: list[Sampler], logits: _F32) -> list[Draw]: ...

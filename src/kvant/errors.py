@@ -63,9 +63,10 @@ class UsageError(KvantError):
 class ContextError(UsageError):
     """A text is longer than the model's context: ``needed`` and ``context``, in tokens."""
 
-    def __init__(self, needed: int, context: int) -> None:
+    def __init__(self, needed: int, context: int, message: str | None = None) -> None:
         super().__init__(
-            f"The text takes {needed:,} tokens, the model's context is {context:,}. Shorten it; "
+            message
+            or f"The text takes {needed:,} tokens, the model's context is {context:,}. Shorten it; "
             "nothing was cut off silently."
         )
         self.needed, self.context = needed, context

@@ -25,6 +25,7 @@ def test_refused(run: Run, tmp_path: Path, name: str) -> None:
     commands: list[tuple[str, ...]] = [
         ("inspect", str(source)),
         ("quantize", str(source), "Q4_K_M", "-o", str(out)),
+        ("run", str(source), "Once"),
     ]
     if name.startswith("gguf-"):
         commands.append(("verify", str(source)))

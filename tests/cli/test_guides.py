@@ -39,7 +39,7 @@ def test_command_lines(line: str) -> None:
 
 def test_every_command_is_shown() -> None:
     shown = {line.split()[1] for line in LINES}
-    assert {"inspect", "convert", "quantize", "eval", "bench", "verify", "formats"} <= shown
+    assert {"run", "inspect", "convert", "quantize", "eval", "bench", "verify", "formats"} <= shown
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

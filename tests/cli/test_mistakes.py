@@ -38,6 +38,7 @@ COMMANDS = {
     "quantize": ("quantize", "SRC", "Q4_K_M"),
     "eval": ("eval", "SRC"),
     "bench": ("bench", "SRC"),
+    "run": ("run", "SRC", "Once"),
     "verify": ("verify", "SRC"),
 }
 
@@ -51,7 +52,7 @@ def test_nothing_there(
     assert "no/such/model: no such file" in _mistake(run, tmp_path, *arguments)
 
 
-@pytest.mark.parametrize("command", ["inspect", "convert", "quantize", "eval", "bench"])
+@pytest.mark.parametrize("command", ["inspect", "convert", "quantize", "eval", "bench", "run"])
 def test_folders_that_are_no_models(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

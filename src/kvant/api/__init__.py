@@ -7,6 +7,7 @@
     conversion.py      convert, quantize: a checkpoint becomes a GGUF file
     measurement.py     evaluate: perplexity and divergence
     benchmark.py       benchmark: speed and memory, beside the limits of the machine
+    model.py           load, Model: text, chat, embeddings (sampling_defaults.py)
     verification.py    verify: checksums, structure, reconstruction error
     demonstration.py   demo: all of it on the built-in model; report.py writes its files
     source.py          what a user names becomes a checkpoint

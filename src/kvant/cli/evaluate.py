@@ -88,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check_limits(arguments: argparse.Namespace) -> bool:
     """Whether limits are given; what is wrong with them is told before anything is measured."""
-    from kvant.evaluation.gates import check_limits
+    from kvant.evaluation.gate import check_limits
 
     if arguments.max_kld is None and arguments.max_ppl_ratio is None:
         return False

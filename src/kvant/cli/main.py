@@ -14,17 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvant.cli import bench, convert, demo, evaluate, formats, inspect, quantize, verify
+from kvant.cli import bench, convert, demo, evaluate, formats, inspect, quantize, run, verify
 from kvant.errors import KvantError
 from kvant.version import __version__
 
 __all__ = ["main"]
 
-_COMMANDS = (demo, formats, inspect, convert, quantize, evaluate, bench, verify)
+_COMMANDS = (demo, run, formats, inspect, convert, quantize, evaluate, bench, verify)
 
 _EXAMPLES = """\
 examples:
   kvant demo                                    everything on the built-in model
+  kvant run demo "Once upon a time"             continue a text; without one, chat
   kvant inspect ~/models/Llama-3.2-1B           what it is, and the size of every recipe
   kvant quantize ~/models/Llama-3.2-1B Q4_K_M   a GGUF file at four bits
   kvant eval Llama-3.2-1B-Q4_K_M.gguf --against ~/models/Llama-3.2-1B
@@ -40,11 +41,24 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
 
+    def parse_known_args(  # type: ignore[override]  # argparse's overloads say the same
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse, but an optional argument named ``late`` may stand after options too.
+
+        argparse gives it up as missing as soon as the argument before it has been read.
+        """
+        found, rest = super().parse_known_args(args, namespace)
+        late = getattr(found, "late", None)
+        if late and len(rest) == 1 and rest[0][:1] != "-" and getattr(found, late) is None:
+            setattr(found, late, rest.pop())
+        return found, rest
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="kvant",
-        description="Convert and quantise language models, and measure what it cost.",
+        description="Convert, quantise and run language models, and measure what it cost.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -161,7 +161,7 @@ class _Loader:
         if not _core.has_panels(stored.type.id):
             raise UnsupportedError(
                 f"{stored.path}: tensor {quote(weight.name)} is stored as {stored.type.name}, "
-                "which the engine cannot run. Quantise it to one of the packings `kvant formats` lists."
+                "which the engine cannot run. Quantise it to a packing that `kvant formats` lists."
             )
         if stored.path not in self._files:
             try:
@@ -215,7 +215,7 @@ class _Budget:
         if room < self.block:
             raise NotEnoughMemoryError(
                 f"{self.name}: its weights take {_mb(self.weights)}, and a step "
-                f"{_mb(self.scratch)} more; {_mb(self.limit)} are free and at least {_mb(least)} are "
+                f"{_mb(self.scratch)} more; {_mb(self.limit)} are free, at least {_mb(least)} are "
                 "needed. Quantise it to fewer bits, or close other programs."
             )
         if kv_tokens is None:
@@ -225,8 +225,8 @@ class _Budget:
         if blocks * self.block > room:
             raise NotEnoughMemoryError(
                 f"{self.name}: a cache of {kv_tokens:,} tokens takes {_mb(blocks * self.block)} "
-                f"beside {_mb(self.weights + self.scratch)} for weights and a step; {_mb(self.limit)} are "
-                f"free. {room // self.block * per_block:,} tokens would fit."
+                f"beside {_mb(self.weights + self.scratch)} for weights and a step; "
+                f"{_mb(self.limit)} are free. {room // self.block * per_block:,} tokens would fit."
             )
         return blocks
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvant.evaluation.corpus import Corpus
-from kvant.evaluation.gates import Gate, gates
+from kvant.evaluation.gate import Gate, gates
 from kvant.evaluation.measure import Progress, Subject, check_vocabularies, evaluate
 from kvant.evaluation.results import EvalResult, kld_difference, ln_ppl_difference, results_json
 from kvant.evaluation.runner import Runner

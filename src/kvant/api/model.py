@@ -1,0 +1,374 @@
+"""A model that runs: text from text, chat, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant.api.measurement import tokenizer_of
+from kvant.api.sampling_defaults import default_sampling
+from kvant.api.source import Source, open_source, threads_or_default
+from kvant.checkpoint import Checkpoint
+from kvant.engine import Engine, load_engine
+from kvant.engine.generate import (
+    BATCH,
+    CHUNK,
+    Prefix,
+    Request,
+    check_length,
+    generate,
+    take_chunks,
+)
+from kvant.engine.load import KV_TYPES, KvTypeName
+from kvant.engine.results import Completion, Piece, collect
+from kvant.engine.sampling import Sampling
+from kvant.engine.stopping import StopStrings
+from kvant.errors import UnsupportedError, UsageError
+from kvant.tokenizer.chat import ChatRenderer
+
+if TYPE_CHECKING:
+    from kvant.tokenizer.build import Tokenizer
+
+__all__ = ["Message", "Model", "load"]
+
+Message: TypeAlias = Mapping[str, Any]
+"""A turn of a conversation: ``{"role": "user", "content": "..."}``, and what else its template
+reads."""
+Stop: TypeAlias = str | Sequence[str]
+
+
+def load(
+    source: Source,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    kv_type: KvTypeName = "f16",
+) -> Model:
+    """Load a model to run it.
+
+    Args:
+        source: ``demo``, a Hugging Face folder, or a GGUF file.
+        threads: processors to use; all by default.
+        context: most tokens of a prompt and its answer together. Memory for as many tokens is set
+            aside; texts that are written at once share it, and wait for each other where it does
+            not suffice. By default what the model takes, or what half of the free memory holds.
+        kv_type: how keys and values are kept: ``f16``, or ``q8_0`` for half the memory.
+
+    Raises:
+        InputError: the model cannot be read, or has no tokenizer.
+        UsageError: the context is more than the model takes, or an option does not exist.
+        NotEnoughMemoryError: it does not fit in memory; says what would.
+    """
+    checkpoint = open_source(source)
+    tokenizer = tokenizer_of(checkpoint)
+    _check_context(context, checkpoint.config.max_position_embeddings)
+    if kv_type not in KV_TYPES:
+        raise UsageError(f"kv_type should be one of {', '.join(KV_TYPES)}, got {kv_type!r}.")
+    engine = load_engine(
+        checkpoint, threads=threads_or_default(threads), kv_tokens=context, kv_type=kv_type
+    )
+    return Model(checkpoint, engine, tokenizer, context=context)
+
+
+class Model:
+    """A loaded model; made by `load`. Close it, or use ``with``. For one thread at a time.
+
+    Attributes:
+        checkpoint: what was loaded.
+        tokenizer: text to ids and back.
+        context: most tokens of a prompt and its answer together.
+        default_sampling: what is used where no sampling is given: the model's own recommendation,
+            or temperature 0.8, top-k 40, top-p 0.95, min-p 0.05.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        context: int | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.tokenizer = tokenizer
+        room = engine.kv.capacity_tokens
+        self.context = min(context or engine.context, engine.context, room)
+        self.default_sampling = default_sampling(checkpoint)
+        self._engine: Engine | None = engine
+        self._renderer: ChatRenderer | None = None
+
+    # ---- text --------------------------------------------------------------------------------
+
+    def stream(
+        self,
+        prompt: str,
+        sampling: Sampling | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Stop = (),
+    ) -> Iterator[Piece]:
+        """Continue ``prompt``; yields the text in pieces, as it is written.
+
+        Args:
+            prompt: the text to continue, without any template.
+            sampling: how to choose tokens; ``default_sampling`` by default.
+            max_tokens: most tokens to write; by default until the model stops or the context is
+                full.
+            stop: strings that end the text; they are not part of it.
+
+        Raises:
+            ContextError: the prompt does not fit in the context.
+            UsageError: an argument makes no sense.
+        """
+        request = self._request(self._encode(prompt), sampling, max_tokens, stop)
+        return (piece for _, piece in self._generate([request]))
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too
+        self,
+        prompts: str,
+        sampling: Sampling | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Stop = (),
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[str],
+        sampling: Sampling | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Stop = (),
+    ) -> list[Completion]: ...
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        sampling: Sampling | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Stop = (),
+    ) -> Completion | list[Completion]:
+        """Continue one prompt, or many at once; as `stream`, but the whole texts.
+
+        The result of a prompt does not depend on the others. With a seed, each prompt gets the
+        tokens it would get alone.
+        """
+        alone = isinstance(prompts, str)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        ids = [self._encode(text) for text in texts]
+        requests = [self._request(i, sampling, max_tokens, stop) for i in ids]
+        found = self._complete(requests)
+        return found[0] if alone else found
+
+    # ---- chat --------------------------------------------------------------------------------
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Stop = (),
+        **context: Any,
+    ) -> Completion:
+        """The model's answer to a conversation, by its chat template.
+
+        Args:
+            messages: the turns so far, the last one to be answered.
+            sampling: as in `stream`.
+            max_tokens: as in `stream`.
+            stop: as in `stream`.
+            context: further values the template reads (``tools``, ``enable_thinking``, ...).
+
+        Raises:
+            UnsupportedError: the model has no chat template.
+            UsageError: the template does not take this conversation.
+            ContextError: the conversation does not fit in the context.
+        """
+        request = self._request(self._render(messages, context), sampling, max_tokens, stop)
+        return self._complete([request])[0]
+
+    def chat_stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Stop = (),
+        prefix: Prefix | None = None,
+        **context: Any,
+    ) -> Iterator[Piece]:
+        """As `chat`, in pieces. ``prefix`` keeps what was read for the conversation's next turn."""
+        ids = self._render(messages, context)
+        request = self._request(ids, sampling, max_tokens, stop, prefix)
+        return (piece for _, piece in self._generate([request]))
+
+    def require_chat_template(self) -> str:
+        """The template.
+
+        Raises:
+            UnsupportedError: there is none.
+        """
+        template = self.tokenizer.definition.chat_template
+        if template is None:
+            raise UnsupportedError(
+                f"{self.checkpoint.path}: the model has no chat template, so how a conversation "
+                "is written for it is not known. Give it a text to continue instead."
+            )
+        return template
+
+    # ---- embeddings --------------------------------------------------------------------------
+
+    def embed(
+        self, texts: Sequence[str], *, pooling: Literal["mean", "last"] = "mean"
+    ) -> npt.NDArray[np.float32]:
+        """Vectors of texts: final hidden states, pooled, of length one.
+
+        Args:
+            texts: any number.
+            pooling: ``mean`` of all tokens, or the ``last`` token's, as models want that were
+                trained so.
+
+        Returns:
+            float32 [len(texts), hidden size]. The dot product of two is their cosine similarity.
+
+        Raises:
+            ContextError: a text has more tokens than the context.
+            UsageError: a text is empty, or the pooling unknown.
+        """
+        if pooling not in ("mean", "last"):
+            raise UsageError(f"pooling should be 'mean' or 'last', got {pooling!r}.")
+        if isinstance(texts, str):
+            raise UsageError("embed takes a list of texts, got one text. Write embed([text]).")
+        ids = [self._encode(text) for text in texts]
+        for tokens in ids:
+            check_length(tokens, self.context + 1)
+        groups = (ids[i : i + BATCH] for i in range(0, len(ids), BATCH))
+        pooled = [row for group in groups for row in self._pool(group, pooling)]
+        if not pooled:
+            return np.zeros((0, self.checkpoint.config.hidden_size), np.float32)
+        rows = np.stack(pooled)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        unit: npt.NDArray[np.float32] = (rows / np.maximum(lengths, 1e-300)).astype(np.float32)
+        return unit
+
+    def _pool(self, group: Sequence[Sequence[int]], pooling: str) -> list[npt.NDArray[np.float64]]:
+        engine = self._running()
+        sums = [np.zeros(self.checkpoint.config.hidden_size) for _ in group]
+        sequences = [engine.sequence() for _ in group]
+        pending = [list(tokens) for tokens in group]
+        try:
+            while any(pending):
+                taken = take_chunks(pending, CHUNK)
+                entries = [(s, t) for s, t in zip(sequences, taken, strict=True) if t]
+                hidden = engine.step(entries, logits="hidden")
+                row = 0
+                for i, tokens in enumerate(taken):
+                    rows = hidden[row : row + len(tokens)]
+                    row += len(tokens)
+                    if not tokens:
+                        continue
+                    sums[i] = sums[i] + rows.sum(0, np.float64) if pooling == "mean" else rows[-1]
+                    del pending[i][: len(tokens)]
+        finally:
+            for sequence in sequences:
+                sequence.free()
+        return [np.asarray(total, np.float64) for total in sums]
+
+    # ---- life --------------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """How it runs, in a line: threads, context, memory."""
+        engine = self._running()
+        memory = engine.memory
+        return (
+            f"{engine.threads} threads, context of {self.context:,} tokens, "
+            f"{memory.weights_bytes / 1e6:,.0f} MB of weights, room for "
+            f"{engine.kv.capacity_tokens:,} tokens in {memory.kv_bytes / 1e6:,.0f} MB"
+        )
+
+    def close(self) -> None:
+        """Give the memory back. The model is not used again."""
+        if self._renderer is not None:
+            self._renderer.close()
+        self._engine = self._renderer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise UsageError("The model has been closed. Load it again.")
+        return self._engine
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a text; of an empty one, the token that begins texts."""
+        t = self.tokenizer
+        ids = t.encode(text)
+        return ids or ([t.bos_id] if t.bos_id is not None else [])
+
+    def _render(self, messages: Sequence[Message], context: Mapping[str, Any]) -> list[int]:
+        template = self.require_chat_template()
+        definition = self.tokenizer.definition
+        if self._renderer is None:
+            self._renderer = ChatRenderer(template)
+        names = {
+            f"{name}_token": definition.tokens[i]
+            for name in ("bos", "eos")
+            if (i := definition.token_id(name)) is not None
+        }
+        values = {"add_generation_prompt": True, **names, **context}
+        text = self._renderer.render(messages, **values)
+        # The template writes all special tokens itself, as in transformers.
+        return self.tokenizer.encode(text, add_special=False, parse_special=True)
+
+    def _request(
+        self,
+        prompt: list[int],
+        sampling: Sampling | None,
+        max_tokens: int | None,
+        stop: Stop,
+        prefix: Prefix | None = None,
+    ) -> Request:
+        if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+            raise UsageError(f"max_tokens should be a whole number from 1, got {max_tokens!r}.")
+        check_length(prompt, self.context)
+        StopStrings(stop)  # said now, not when the first piece is asked for
+        strings = (stop,) if isinstance(stop, str) else tuple(stop)
+        return Request(prompt, sampling or self.default_sampling, max_tokens, strings, prefix)
+
+    def _generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Piece]]:
+        return generate(self._running(), self.tokenizer, requests, context=self.context)
+
+    def _complete(self, requests: Sequence[Request]) -> list[Completion]:
+        pieces: list[list[Piece]] = [[] for _ in requests]
+        for index, piece in self._generate(requests):
+            pieces[index].append(piece)
+        return [
+            collect(p, len(r.prompt), r.sampling.logprobs is not None)
+            for p, r in zip(pieces, requests, strict=True)
+        ]
+
+
+def _check_context(context: int | None, most: int) -> None:
+    if context is not None and not 1 <= context <= most:
+        raise UsageError(
+            f"The context should be from 1 to the {most} tokens the model takes, got {context}."
+        )

@@ -1,0 +1,191 @@
+"""``kvant run``: continue a text, or chat."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from kvant.cli import chat, show
+from kvant.cli.meter import Meter
+from kvant.cli.options import Commands, positive
+from kvant.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvant.api.model import Model
+    from kvant.engine.sampling import Sampling
+
+__all__ = ["add"]
+
+_DESCRIPTION = """\
+With PROMPT, or text on standard input, the model continues that text as it stands; with --chat it
+answers it as a turn of a conversation, by the model's chat template. With neither, a chat begins.
+
+How tokens are chosen follows the model's own recommendation (generation_config.json, or
+general.sampling.* in a GGUF file), and where there is none: temperature 0.8, top-k 40, top-p 0.95,
+min-p 0.05. Each option replaces one value of these.
+"""
+
+_SAMPLING = {
+    "temperature": (float, "T", "0 always takes the likeliest token"),
+    "top_k": (int, "K", "choose among the K likeliest tokens; 0 for all"),
+    "top_p": (float, "P", "choose among the likeliest tokens that together hold this share"),
+    "min_p": (float, "P", "leave out what is less than this share as likely as the likeliest"),
+    "repeat_penalty": (float, "X", "above 1: tokens of prompt and answer become less likely"),
+    "presence_penalty": (float, "X", "tokens that are in the answer become less likely"),
+    "frequency_penalty": (float, "X", "the same, for every time they are in it"),
+    "seed": (int, "N", "the same request gives the same text"),
+}
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "run",
+        help="continue a text, or chat",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="demo, a Hugging Face folder, a GGUF file")
+    parser.add_argument(
+        "prompt", nargs="?", metavar="PROMPT", help="text to continue; - reads standard input"
+    )
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--chat", action="store_true", help="answer PROMPT by the chat template")
+    way.add_argument(
+        "--no-template", action="store_true", help="continue every text typed, without a template"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="the system message of a chat")
+    sampling = parser.add_argument_group("sampling")
+    for name, (kind, metavar, text) in _SAMPLING.items():
+        option = "--" + name.replace("_", "-")
+        sampling.add_argument(option, type=kind, metavar=metavar, help=text)
+    sampling.add_argument(
+        "-n",
+        "--max-tokens",
+        type=positive,
+        metavar="N",
+        help="write no more than N tokens (default: until the model stops or the context is full)",
+    )
+    sampling.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="processors to use (default: all)"
+    )
+    parser.add_argument(
+        "--context", type=positive, metavar="N", help="tokens of prompt and answer together"
+    )
+    parser.add_argument(
+        "--kv",
+        choices=("f16", "q8_0"),
+        default="f16",
+        help="how keys and values are kept (default: f16)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="say what it took, on stderr")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON, when done")
+    parser.set_defaults(run=_run, late="prompt")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    prompt = _prompt(arguments)
+    _check(arguments, prompt)
+    from kvant.api.model import load
+
+    start = time.perf_counter()
+    with load(
+        arguments.model,
+        threads=arguments.threads,
+        context=arguments.context,
+        kv_type=arguments.kv,
+    ) as model:
+        loaded = time.perf_counter() - start
+        if arguments.verbose:
+            show.note(f"loaded {model.checkpoint.path} in {loaded:.2f} s, {model.describe()}")
+        options = {
+            "sampling": _sampling(arguments, model.default_sampling),
+            "max_tokens": arguments.max_tokens,
+            "stop": arguments.stop,
+        }
+        if prompt is None:
+            return chat.talk(
+                model,
+                options,
+                system=arguments.system,
+                template=not arguments.no_template,
+                verbose=arguments.verbose,
+            )
+        return _answer(model, prompt, options, arguments)
+
+
+def _prompt(arguments: argparse.Namespace) -> str | None:
+    """The text to answer; None where somebody sits there to be talked to."""
+    given: str | None = arguments.prompt
+    if given is None and sys.stdin is not None and sys.stdin.isatty():
+        return None
+    if given not in (None, "-"):
+        return given
+    if sys.stdin is None:
+        raise UsageError("There is no PROMPT, and standard input is closed. Give one of them.")
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"Standard input should be text in {error.encoding}, got byte "
+            f"0x{error.object[error.start]:02x}. Convert it first."
+        ) from None
+    # What `echo` and editors put at the end is not part of the text to continue.
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise UsageError("Standard input is empty, and there is no PROMPT. Give one of them.")
+    return text
+
+
+def _check(arguments: argparse.Namespace, prompt: str | None) -> None:
+    if arguments.system is not None and (
+        arguments.no_template or (prompt is not None and not arguments.chat)
+    ):
+        raise UsageError("--system is part of a chat template; add --chat to answer by it.")
+    if arguments.json and prompt is None:
+        raise UsageError("--json prints one answer; give a PROMPT.")
+
+
+def _sampling(arguments: argparse.Namespace, default: Sampling) -> Sampling:
+    from dataclasses import replace
+
+    names = {"repeat_penalty": "repetition_penalty"}
+    given = {
+        names.get(name, name): value
+        for name in _SAMPLING
+        if (value := getattr(arguments, name)) is not None
+    }
+    return replace(default, **given)
+
+
+def _answer(
+    model: Model, prompt: str, options: dict[str, Any], arguments: argparse.Namespace
+) -> int:
+    if arguments.chat:
+        messages = [{"role": "user", "content": prompt}]
+        if arguments.system is not None:
+            messages.insert(0, {"role": "system", "content": arguments.system})
+        if arguments.json:
+            show.print_json(model.chat(messages, **options).to_json())
+            return 0
+        pieces = model.chat_stream(messages, **options)
+    elif arguments.json:
+        show.print_json(model.generate(prompt, **options).to_json())
+        return 0
+    else:
+        pieces = model.stream(prompt, **options)
+    meter = Meter()
+    try:
+        for piece in meter.watch(pieces):
+            print(chat.shown(piece), end="", flush=True)
+    finally:
+        if sys.stdout.isatty():
+            print()
+    if arguments.verbose:
+        show.note(meter.summary())
+    return 0

@@ -29,9 +29,12 @@ struct Format {
                                      : SCALES == SubScales::SixBits            ? 192
                                      : SCALES == SubScales::SixBitsSigned      ? 192
                                                                                : 256;
-  static constexpr int high_bytes = steps * 8 * HIGH;
-  static constexpr int low_bytes = steps * 8 * LOW;
-  static constexpr int record_bytes = scale_bytes + high_bytes + low_bytes;
+  // Codes lie in groups of 16 columns (32 where one high bit each fills a line): the line of high
+  // bits, then the low ones. So a panel is one stream, and every line of it begins where memory's do.
+  static constexpr int group_quads = HIGH == 1 ? 2 : 1;
+  static constexpr int high_group = HIGH ? 64 : 0;
+  static constexpr int group_bytes = high_group + group_quads * LOW * 32;
+  static constexpr int record_bytes = scale_bytes + quads / group_quads * group_bytes;
   static_assert(record_bytes % 64 == 0);
   // Unpacked: codes, scales as words, pairs of minima (or scales, for the zero point), d, dmin.
   static constexpr int pairs = nested ? subs / 2 : 0;
@@ -66,30 +69,34 @@ class PackedBlock {
       }
   }
 
-  // Sixteen columns: four steps. Lines a little ahead are asked for: with one token memory is what
-  // everything waits for, and the processor's own prefetching leaves a third of it unused. Where and
-  // how far was measured (Zen 4): the first level, ten lines; wide codes the second level, further.
+  // Sixteen columns: four steps. Lines ahead are asked for: with one token memory is what everything
+  // waits for, and the processor's own prefetching leaves a third of it unused. Where to and how far
+  // was measured (Zen 4): into the first level ten lines ahead, into the second some tens, and
+  // packings with one level of scales want the latter.
   inline void quad(int q, int part, vc* out) const {
     constexpr int w = kLanes * 4;
-    constexpr int ahead = F::low == 8 ? 2048 : 640;
-    const uint8_t* low = record_ + F::scale_bytes + F::high_bytes + part * w;
-    const uint8_t* high = record_ + F::scale_bytes;
+    constexpr int near = F::low == 8 ? 0 : 640;
+    constexpr int far = F::low == 8 ? 2048 : F::nested ? 0 : 4096;
+    const uint8_t* group = record_ + F::scale_bytes + q / F::group_quads * F::group_bytes;
+    const uint8_t* high = group + q % F::group_quads * 32;
+    const uint8_t* low = group + F::high_group + q % F::group_quads * F::low * 32 + part * w;
     if (part == 0) {
-      for (int line = 0; line < F::low * 32; line += 64)
-        __builtin_prefetch(low + q * F::low * 32 + line + ahead, 0, F::low == 8 ? 2 : 3);
-      if (F::high && q % (F::high == 1 ? 2 : 1) == 0)
-        __builtin_prefetch(high + q * F::high * 32 + ahead);
+      for (int line = 0; line < F::low * 32; line += 64) {
+        if (near) __builtin_prefetch(low + line + near, 0, 3);
+        if (far) __builtin_prefetch(low + line + far, 0, 2);
+      }
+      if (F::high && q % F::group_quads == 0) __builtin_prefetch(group + near, 0, 3);
     }
     if constexpr (F::low == 8) {
-      for (int k = 0; k < 4; ++k) out[k] = load_codes(low + (4 * q + k) * 64);
+      for (int k = 0; k < 4; ++k) out[k] = load_codes(low + k * 64);
     } else if constexpr (F::low == 4) {
-      const vc a = load_codes(low + 2 * q * 64), b = load_codes(low + (2 * q + 1) * 64);
+      const vc a = load_codes(low), b = load_codes(low + 64);
       out[0] = field<0, 15>(a);
       out[1] = field<4, 15>(a);
       out[2] = field<0, 15>(b);
       out[3] = field<4, 15>(b);
     } else {
-      const vc a = load_codes(low + q * 64);
+      const vc a = load_codes(low);
       out[0] = field<0, 3>(a);
       out[1] = field<2, 3>(a);
       out[2] = field<4, 3>(a);
@@ -97,9 +104,9 @@ class PackedBlock {
     }
     if constexpr (F::high == 1)
       for (int k = 0; k < 4; ++k)
-        out[k] = add_bits<1 << F::low>(out[k], high + (4 * q + k) * 8 + part * (kLanes / 2));
+        out[k] = add_bits<1 << F::low>(out[k], high + k * 8 + part * (kLanes / 2));
     if constexpr (F::high == 2) {
-      const vc h = load_codes(high + q * 64 + part * w);
+      const vc h = load_codes(high + part * w);
       out[0] |= field_up<4, 48>(h);
       out[1] |= field_up<2, 48>(h);
       out[2] |= field<0, 48>(h);
@@ -356,6 +363,24 @@ static inline void put_half(uint8_t* out, float x) {
   std::memcpy(out, &h, 2);
 }
 
+// One bit of each of 256 codes, bit i of the result that of code i.
+template <int SHIFT>
+static inline void put_bits(const uint8_t* codes, uint8_t* out) {
+#if defined(__AVX2__)
+  for (int i = 0; i < 256; i += 32) {
+    const __m256i c = _mm256_loadu_si256((const __m256i*)(codes + i));
+    const uint32_t bits = uint32_t(_mm256_movemask_epi8(_mm256_slli_epi16(c, 7 - SHIFT)));
+    std::memcpy(out + i / 8, &bits, 4);
+  }
+#else
+  for (int i = 0; i < 32; ++i) {
+    uint8_t bits = 0;
+    for (int k = 0; k < 8; ++k) bits |= uint8_t((codes[8 * i + k] >> SHIFT & 1) << k);
+    out[i] = bits;
+  }
+#endif
+}
+
 template <class F>
 static inline void put_scales(const Scales* s, uint8_t* out) {
   uint8_t v[256];
@@ -386,62 +411,70 @@ static inline void put_scales(const Scales* s, uint8_t* out) {
 
 // `steps` [F::steps][64]: codes of sixteen rows, four columns together.
 template <class F>
-static inline void put_codes(const uint8_t* steps, uint8_t* high, uint8_t* low) {
-  if constexpr (F::low == 8) std::memcpy(low, steps, F::steps * 64);
-  if constexpr (F::low == 4)
-    for (int g = 0; g < F::steps / 2; ++g)
+static inline void put_codes(const uint8_t* steps, uint8_t* out) {
+  for (int q = 0; q < F::quads; ++q, steps += 256) {
+    uint8_t* group = out + q / F::group_quads * F::group_bytes;
+    uint8_t* high = group + q % F::group_quads * 32;
+    uint8_t* low = group + F::high_group + q % F::group_quads * F::low * 32;
+    if constexpr (F::low == 8) std::memcpy(low, steps, 256);
+    if constexpr (F::low == 4)
+      for (int g = 0; g < 2; ++g)
+        for (int i = 0; i < 64; ++i)
+          low[g * 64 + i] = uint8_t((steps[g * 128 + i] & 15) | steps[g * 128 + 64 + i] << 4);
+    if constexpr (F::low == 2)
       for (int i = 0; i < 64; ++i)
-        low[g * 64 + i] = uint8_t((steps[2 * g * 64 + i] & 15) | steps[(2 * g + 1) * 64 + i] << 4);
-  if constexpr (F::low == 2)
-    for (int g = 0; g < F::steps / 4; ++g)
-      for (int i = 0; i < 64; ++i) {
-        const uint8_t* c = steps + 4 * g * 64 + i;
-        low[g * 64 + i] =
-            uint8_t((c[0] & 3) | (c[64] & 3) << 2 | (c[128] & 3) << 4 | (c[192] & 3) << 6);
+        low[i] = uint8_t((steps[i] & 3) | (steps[64 + i] & 3) << 2 | (steps[128 + i] & 3) << 4 |
+                         (steps[192 + i] & 3) << 6);
+    if constexpr (F::high == 1) put_bits<F::low>(steps, high);
+    if constexpr (F::high == 2)
+      for (int i = 0; i < 64; ++i)
+        high[i] = uint8_t((steps[i] >> 4 & 3) | (steps[64 + i] >> 4 & 3) << 2 |
+                          (steps[128 + i] >> 4 & 3) << 4 | (steps[192 + i] >> 4 & 3) << 6);
+  }
+}
+
+// Codes of sixteen rows, 256 apart, to steps of four columns. A signed code's sign bit is turned over.
+template <int STEPS, bool SIGNED>
+static inline void transpose(const uint8_t* codes, uint8_t* steps) {
+  constexpr uint32_t flip = SIGNED ? 0x80808080u : 0;
+  for (int s0 = 0; s0 < STEPS; s0 += 8)
+    for (int r = 0; r < kPanelRows; ++r) {
+      uint32_t words[8];
+      std::memcpy(words, codes + r * 256 + s0 * 4, 32);
+      for (int s = 0; s < 8; ++s) {
+        const uint32_t word = words[s] ^ flip;
+        std::memcpy(steps + (s0 + s) * 64 + r * 4, &word, 4);
       }
-  if constexpr (F::high == 1)
-    for (int s = 0; s < F::steps; ++s)
-      for (int i = 0; i < 8; ++i) {
-        uint8_t bits = 0;
-        for (int k = 0; k < 8; ++k)
-          bits |= uint8_t((steps[s * 64 + 8 * i + k] >> F::low & 1) << k);
-        high[s * 8 + i] = bits;
-      }
-  if constexpr (F::high == 2)
-    for (int g = 0; g < F::steps / 4; ++g)
-      for (int i = 0; i < 64; ++i) {
-        const uint8_t* c = steps + 4 * g * 64 + i;
-        high[g * 64 + i] = uint8_t((c[0] >> 4 & 3) | (c[64] >> 4 & 3) << 2 |
-                                   (c[128] >> 4 & 3) << 4 | (c[192] >> 4 & 3) << 6);
-      }
+    }
 }
 
 // SIGNED: the file's codes are signed bytes; they become codes with their zero at 128.
 template <class F, int BLOCK_BYTES, Unlayout UNLAYOUT, bool SIGNED = false>
 static void interleave(const uint8_t* const* rows, int n, int64_t columns, uint8_t* panel) {
+  constexpr int kRun = 256 / F::block;  // blocks of a row taken at a time
   const int64_t blocks = columns / F::block;
   uint8_t* record = panel + F::heads_bytes(blocks);
-  alignas(64) uint8_t codes[kPanelRows][F::block];
+  alignas(64) uint8_t codes[kPanelRows][256];
   alignas(64) uint8_t steps[F::steps * 64];
-  Scales scales[kPanelRows];
-  std::memset(codes, 0, sizeof codes);
-  std::memset(scales, 0, sizeof scales);
-  std::memset(panel, 0, size_t(F::heads_bytes(blocks)));
-  for (int64_t b = 0; b < blocks; ++b, record += F::record_bytes) {
-    for (int r = 0; r < n; ++r) UNLAYOUT(rows[r] + b * BLOCK_BYTES, codes[r], scales + r, 1);
-    for (int r = 0; r < kPanelRows; ++r)
-      for (int s = 0; s < F::steps; ++s) {
-        uint32_t four;
-        std::memcpy(&four, codes[r] + 4 * s, 4);
-        if (SIGNED) four ^= 0x80808080u;
-        std::memcpy(steps + s * 64 + r * 4, &four, 4);
+  Scales scales[kPanelRows][kRun];
+  if (n < kPanelRows) {
+    std::memset(codes, 0, sizeof codes);
+    std::memset(scales, 0, sizeof scales);
+    std::memset(panel, 0, size_t(F::heads_bytes(blocks)));
+  }
+  for (int64_t b0 = 0; b0 < blocks; b0 += kRun) {
+    const int run = int(blocks - b0 < kRun ? blocks - b0 : kRun);
+    for (int r = 0; r < n; ++r) UNLAYOUT(rows[r] + b0 * BLOCK_BYTES, codes[r], scales[r], run);
+    for (int b = 0; b < run; ++b, record += F::record_bytes) {
+      transpose<F::steps, SIGNED>(codes[0] + b * F::block, steps);
+      uint8_t* head = panel + (b0 + b) * F::head_bytes;
+      for (int r = 0; r < n; ++r) {
+        put_half(head + 2 * r, scales[r][b].d);
+        if constexpr (F::affine) put_half(head + 32 + 2 * r, scales[r][b].dmin);
       }
-    for (int r = 0; r < n; ++r) {
-      put_half(panel + b * F::head_bytes + 2 * r, scales[r].d);
-      if constexpr (F::affine) put_half(panel + b * F::head_bytes + 32 + 2 * r, scales[r].dmin);
+      if constexpr (F::nested) put_scales<F>(scales[0], record);
+      put_codes<F>(steps, record + F::scale_bytes);
     }
-    if constexpr (F::nested) put_scales<F>(scales, record);
-    put_codes<F>(steps, record + F::scale_bytes, record + F::scale_bytes + F::high_bytes);
   }
 }
 

@@ -13,8 +13,9 @@ int64_t lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Panels unpacked together: their bytes stay in the second-level cache beside a tile.
 constexpr int64_t kUnpacked = 384 << 10;
-// Tokens that go through a panel without unpacking it: one tile.
-constexpr int64_t kDirect = kTile;
+// Tokens that go through a panel without unpacking it first: unpacking in registers for each of four
+// tiles costs less than writing the codes out once.
+constexpr int64_t kDirect = 4 * kTile;
 // Rows of a query tile and tokens written by one piece of work: whole blocks of keys and values.
 constexpr int64_t kQueryRows = 64;
 
@@ -374,28 +375,29 @@ void Plan::multiply(const Op& op, Run& run, int thread, int64_t tokens, float* o
         from[p - p0] = panel;
       }
       const auto product = unpack ? k.multiply_unpacked : k.multiply;
-      for (int64_t t = 0; t < tiles; ++t) {
+      const auto one = [&](int64_t p, int64_t t) {
         const int n = int(std::min<int64_t>(kTile, tokens - t * kTile));
-        for (int64_t p = p0; p < p1; ++p) {
-          float* at = y + t * kTile * stride + p * kPanelRows;
-          const int64_t rows = std::min<int64_t>(kPanelRows, w.rows() - p * kPanelRows);
-          const bool whole = !bias && !o.add && (rows == kPanelRows || !out);
-          if (whole) {
-            product(from[p - p0], op.columns, tile + t * tile_bytes, width, n, at, stride);
-            continue;
-          }
-          product(from[p - p0], op.columns, tile + t * tile_bytes, width, n, own.spare, kPanelRows);
-          for (int j = 0; j < n; ++j) {
-            const float* x = own.spare + j * kPanelRows;
-            float* to = at + j * stride;
-            for (int64_t r = 0; r < rows; ++r) {
-              float v = x[r];
-              if (bias) v += bias[p * kPanelRows + r];
-              to[r] = o.add ? to[r] + v : v;
-            }
+        float* at = y + t * kTile * stride + p * kPanelRows;
+        const int64_t rows = std::min<int64_t>(kPanelRows, w.rows() - p * kPanelRows);
+        if (!bias && !o.add && (rows == kPanelRows || !out))
+          return product(from[p - p0], op.columns, tile + t * tile_bytes, width, n, at, stride);
+        product(from[p - p0], op.columns, tile + t * tile_bytes, width, n, own.spare, kPanelRows);
+        for (int j = 0; j < n; ++j) {
+          const float* x = own.spare + j * kPanelRows;
+          float* to = at + j * stride;
+          for (int64_t r = 0; r < rows; ++r) {
+            const float v = bias ? x[r] + bias[p * kPanelRows + r] : x[r];
+            to[r] = o.add ? to[r] + v : v;
           }
         }
-      }
+      };
+      // A panel meets all tiles while it is in the first-level cache; a tile, all unpacked panels.
+      if (unpack)
+        for (int64_t t = 0; t < tiles; ++t)
+          for (int64_t p = p0; p < p1; ++p) one(p, t);
+      else
+        for (int64_t p = p0; p < p1; ++p)
+          for (int64_t t = 0; t < tiles; ++t) one(p, t);
     }
   }
 }

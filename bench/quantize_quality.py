@@ -53,7 +53,8 @@ def _measure(
         child([*kvant_command(), "quantize", base, recipe, "-o", ours])
         child([quantizer, base, theirs, recipe])
         files += [ours, theirs]
-    results = evaluate(files, base, text=arguments.text)[1:]
+    # In float32, so that the weights alone are judged and not the rounding of activations.
+    results = evaluate(files, base, text=arguments.text, runner="reference")[1:]
     rows: list[tuple[str, ...]] = []
     pairs = zip(arguments.recipes, results[::2], results[1::2], strict=True)
     for recipe, mine, peer in pairs:

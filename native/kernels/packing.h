@@ -48,7 +48,7 @@ struct Isa {
   const PanelKernels* (*float_panels)(int type);
   PrepareTile prepare_tile;
   const RowKernels* rows;  // what the engine does between matrix products
-  ScoreRow score_row;
+  ScoreRow score_row;  // logits scored, for evaluation
 };
 
 }  // namespace kvant

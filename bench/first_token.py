@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 PROMPT = (
     "It was the best of times, it was the worst of times, it was the age of wisdom, it was the "
@@ -18,20 +17,11 @@ TOKENS = 16
 
 def main() -> int:
     """Entry point: ``first_token.py MODEL THREADS``."""
-    import numpy as np
+    import kvant
 
-    from kvant.checkpoint import open_checkpoint
-    from kvant.engine import load_engine
-    from kvant.tokenizer.build import build
-
-    path, threads = Path(sys.argv[1]), int(sys.argv[2])
-    checkpoint = open_checkpoint(path)
-    definition = checkpoint.tokenizer()
-    if definition is None:
-        raise SystemExit(f"{path} has no tokenizer; give a model that has one")
-    tokenizer = build(definition)
-    engine = load_engine(checkpoint, threads=threads, kv_tokens=4096, kv_type="f16")
-    tokens = np.asarray(tokenizer.encode(PROMPT)[:TOKENS], np.int32)
+    model = kvant.load(sys.argv[1], threads=int(sys.argv[2]), context=4096)
+    engine, tokenizer = model._running(), model.tokenizer
+    tokens = tokenizer.encode(PROMPT)[:TOKENS]
     logits = engine.step([(engine.sequence(), tokens)], logits="last")
     first = tokenizer.decode([int(logits[0].argmax())])
     print(json.dumps({"first": first, "kv_bytes": engine.memory.kv_bytes}))

@@ -159,10 +159,12 @@ void bind_engine(nb::module_& m) {
 
   nb::class_<Plan>(m, "Plan", "Operations of a model, and the memory they run in.")
       .def(nb::init<int, int64_t>(), "threads"_a, "most_tokens"_a)
-      .def("load", [](Plan& p, Weight& w) {
+      .def("load", [](Plan& p, std::vector<std::shared_ptr<Weight>> weights) {
         nb::gil_scoped_release unlocked;
-        return w.load(p.pool());
-      })
+        for (size_t i = 0; i < weights.size(); ++i)
+          if (!weights[i]->load(p.pool())) return int(i);
+        return -1;
+      }, "weights"_a, "Fill panels; the index of the first weight that cannot be read, or -1.")
       .def("add_weight", &Plan::add_weight)
       .def("set_weight", &Plan::set_weight)
       .def("weight", &Plan::weight)

@@ -35,8 +35,15 @@ static inline vf load(const float* p) {
 static inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 
 static inline vf splat(float x) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return (vf)_mm256_set1_ps(x);
+#else
   vf v = {};
-  return v + x;
+  for (int l = 0; l < kLanes; ++l) v[l] = x;
+  return v;
+#endif
 }
 
 static inline vf select(vi mask, vf a, vf b) { return mask ? a : b; }

@@ -120,17 +120,20 @@ class _Loader:
         return sum(w.memory for _, w in self._matrices)
 
     def read(self, progress: Progress | None) -> None:
-        """Fill the panels."""
+        """Fill the panels: all in one call, or in pieces where someone wants to see progress."""
         total, done = self.panel_bytes, 0
-        for name, weight in self._matrices:
+        step = 1 if progress is not None else max(1, len(self._matrices))
+        for start in range(0, len(self._matrices), step):
             if progress is not None:
                 progress(done, total)
-            if not self._plan.load(weight):
+            piece = self._matrices[start : start + step]
+            bad = self._plan.load([weight for _, weight in piece])
+            if bad >= 0:
                 raise InputError(
-                    f"{self._checkpoint.path}: the file ends inside tensor {quote(name)}, or "
-                    "cannot be read there. Check the disk or fetch the file again."
+                    f"{self._checkpoint.path}: the file ends inside tensor {quote(piece[bad][0])}, "
+                    "or cannot be read there. Check the disk or fetch the file again."
                 )
-            done += weight.memory
+            done += sum(weight.memory for _, weight in piece)
         if progress is not None:
             progress(total, total)
 

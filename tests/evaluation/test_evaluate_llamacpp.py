@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import kvant
-from kvant.api.measurement import corpus_of, read_text, tokenizer_of
+from kvant.api.measurement import corpus_of, read_text
+from kvant.api.source import tokenizer_of
 from kvant.checkpoint import open_checkpoint
 from kvant.evaluation import Corpus, Subject, evaluate
 from kvant.files.safetensors import read_safetensors, write_safetensors

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvant.api.conversion import quantize
-from kvant.api.measurement import corpus_of, open_subject, read_text, tokenizer_of
-from kvant.api.source import Source, open_source, threads_or_default
+from kvant.api.measurement import corpus_of, open_subject, read_text
+from kvant.api.source import Source, open_source, threads_or_default, tokenizer_of
 from kvant.builtin import DEMO
 from kvant.errors import OutputError
 from kvant.evaluation import EvalResult

@@ -6,16 +6,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvant.api.source import Source, open_source, threads_or_default
+from kvant.api.source import Source, open_source, threads_or_default, tokenizer_of
 from kvant.builtin import builtin_text
 from kvant.checkpoint import Checkpoint
 from kvant.errors import InputError, UsageError
 from kvant.evaluation import Corpus, EvalResult, Progress, Runner, Subject, check_vocabularies
 from kvant.evaluation import evaluate as measure
 from kvant.runtimes import RunnerKind, open_runner
-from kvant.tokenizer.build import Tokenizer, build
+from kvant.tokenizer.build import Tokenizer
 
-__all__ = ["corpus_of", "evaluate", "open_subject", "read_text", "tokenizer_of"]
+__all__ = ["corpus_of", "evaluate", "open_subject", "read_text"]
 
 _MAX_TEXT_BYTES = 1 << 30
 
@@ -112,17 +112,6 @@ def corpus_of(
         max_context=checkpoint.config.max_position_embeddings,
         max_chunks=chunks,
     )
-
-
-def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
-    """The checkpoint's tokenizer, ready to run; InputError where there is none."""
-    definition = checkpoint.tokenizer()
-    if definition is None:
-        raise InputError(
-            f"{checkpoint.path}: has no tokenizer, so no text can be read with it. "
-            "Add its tokenizer.json, or use a file that carries one."
-        )
-    return build(definition)
 
 
 def open_subject(checkpoint: Checkpoint, runner: Runner, *, name: str | None = None) -> Subject:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from kvant.api.measurement import tokenizer_of
 from kvant.api.sampling_defaults import default_sampling
-from kvant.api.source import Source, open_source, threads_or_default
+from kvant.api.source import Source, open_source, threads_or_default, tokenizer_of
 from kvant.checkpoint import Checkpoint
 from kvant.engine import Engine, load_engine
 from kvant.engine.generate import (

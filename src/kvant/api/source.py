@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvant.builtin import DEMO, demo_path
 from kvant.checkpoint import Checkpoint, open_checkpoint
+from kvant.errors import InputError
 
-__all__ = ["Source", "open_source", "resolve", "threads_or_default"]
+if TYPE_CHECKING:
+    from kvant.tokenizer.build import Tokenizer
+
+__all__ = ["Source", "open_source", "resolve", "threads_or_default", "tokenizer_of"]
 
 _MOST_THREADS = 512  # more than the largest machines have; starting thousands takes seconds
 
@@ -26,6 +31,23 @@ def resolve(source: Source) -> Path:
     if os.fspath(source) == DEMO and not Path(DEMO).exists():
         return demo_path()
     return Path(source)
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's tokenizer, ready to run.
+
+    Raises:
+        InputError: there is none, or it cannot be used.
+    """
+    from kvant.tokenizer.build import build  # not needed by everyone who opens a source
+
+    definition = checkpoint.tokenizer()
+    if definition is None:
+        raise InputError(
+            f"{checkpoint.path}: has no tokenizer, so no text can be read with it. "
+            "Add its tokenizer.json, or use a file that carries one."
+        )
+    return build(definition)
 
 
 def threads_or_default(threads: int | None) -> int:

@@ -1,4 +1,4 @@
-"""The scale search of the K-packings, in NumPy: the specification of native/kernels/search.h.
+"""The scale search of the K-packings, in NumPy: the specification of native/kernels/search*.h.
 
 A sub-block of n weights x with importance w is stored as a line: x ~ s q + b, with integer codes
 q in [lo, hi], and b <= 0 stored as minus a minimum (or absent). For fixed codes the best s and b

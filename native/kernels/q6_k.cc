@@ -9,9 +9,8 @@ namespace kvant::KVANT_ISA {
 namespace {
 
 constexpr int kBytes = 210;
-constexpr float kWidths[] = {-33.2f, -32.6f, -32.2f, -31.8f, -31.4f, -31.0f, -30.6f, -30.1f, -29.6f, 30.2f,
-                             30.7f, 31.1f, 31.5f};
-using Grid = SymmetricGrid<32, 128, 0, kWidths>;
+constexpr float kWidths[] = {-32.35f, -31.9f, -31.0f, -30.1f, -29.05f};
+using Grid = SymmetricGrid<32, 128, false, 0, kWidths>;
 
 void layout(const uint8_t* codes, const Scales* s, uint8_t* out, int64_t blocks) {
   for (int64_t k = 0; k < blocks; ++k) {

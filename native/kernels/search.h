@@ -62,13 +62,15 @@ struct Sums {
   vf q, qq, xq;
 };
 
-// Codes q = rint(clamp((x - base) * inverse, LO, HI)) and their weighted sums.
-template <int N, int LO, int HI, bool WEIGHTED, bool NEED_Q>
+// Codes q = rint(clamp((x - base) * inverse, LO, HI)) and their weighted sums. Where it is known that
+// nothing lies outside, CUT need not be.
+template <int N, int LO, int HI, bool WEIGHTED, bool NEED_Q, bool CUT = true>
 static inline Sums sums(const float (*x)[kLanes], const float (*w)[kLanes], vf base, vf inverse) {
   Sums s = {splat(0), splat(0), splat(0)};
   for (int i = 0; i < N; ++i) {
     const vf xi = load(x[i]);
-    const vf q = vrint(vclamp((xi - base) * inverse, LO, HI));
+    const vf t = (xi - base) * inverse;
+    const vf q = vrint(CUT ? vclamp(t, LO, HI) : t);
     if constexpr (WEIGHTED) {
       const vf wq = load(w[i]) * q;
       if constexpr (NEED_Q) s.q += wq;
@@ -98,28 +100,38 @@ static inline float reciprocal_or_zero(float s) {
 // How many scales of a block are tried against the exact scales of its sub-blocks.
 inline constexpr int kCandidates = 16;
 
+// Larger than any sum of squares that is of use; beyond it single precision overflows.
+inline constexpr float kHuge = 3.0e38f;
+
+// What a candidate has to gain over those before it, so that where several are exact (weights of two
+// or three levels) rounding does not choose a different one in every sub-block.
+inline constexpr float kMore = 1.000001f;
+
 // Of the candidates top / divisors[i] the one whose multiples by LO..HI are nearest to v[0..N), by
-// the sum of weight (v - d integer)^2; each lane works on a candidate of its own. The weight is the
-// curvature of a sub-block's error, so that this is the error the integers will cause.
+// the sum of weight (v - d integer)^2; of equals the first. Each lane works on a candidate of its
+// own. The weight is the curvature of a sub-block's error, so that this is the error the integers
+// will cause.
 template <int N, int LO, int HI>
 static inline float choose_scale(const float* v, const float* weight, float top,
                                  const float* divisors) {
-  float best_d = 0, best = 0;
+  alignas(64) float d[kCandidates], error[kCandidates];
+  vf least = splat(kHuge);
   for (int c = 0; c < kCandidates; c += kLanes) {
-    const vf d = scales_near(splat(top) / load(divisors + c));
-    const vf inverse = reciprocal_or_zero(d);
-    vf error = splat(0);
+    const vf scale = scales_near(splat(top) / load(divisors + c));
+    const vf inverse = reciprocal_or_zero(scale);
+    vf e = splat(0);
     for (int j = 0; j < N; ++j) {
-      const vf rest = v[j] - d * vrint(vclamp(v[j] * inverse, LO, HI));
-      error += weight[j] * (rest * rest);
+      const vf rest = v[j] - scale * vrint(vclamp(v[j] * inverse, LO, HI));
+      e += weight[j] * (rest * rest);
     }
-    for (int l = 0; l < kLanes; ++l)
-      if ((c == 0 && l == 0) || error[l] < best) {
-        best = error[l];
-        best_d = d[l];
-      }
+    e = select(e < kHuge, e, splat(kHuge));  // also where it is not a number
+    least = vmin(least, e);
+    store(d + c, scale);
+    store(error + c, e);
   }
-  return best_d;
+  const vf lowest = splat(vleast(least));
+  for (int c = 0;; c += kLanes)
+    if (const uint32_t found = lanes(load(error + c) == lowest)) return d[c + __builtin_ctz(found)];
 }
 
 // Drive a fit over any number of blocks, two at a time; an odd last block is paired with zeros.
@@ -151,8 +163,7 @@ static void fit_blocks(const float* x, const float* w, Scales* scales, int64_t b
 template <int N, int LO, int HI>
 static inline void encode_run(const float* x, float base, float inverse, uint8_t* codes) {
   for (int i = 0; i < N; i += kLanes) {
-    const vf q = vrint(vclamp((load(x + i) - base) * inverse, LO, HI));
-    store_bytes(codes + i, vtruncate(q) - LO);
+    store_bytes(codes + i, vnearest(vclamp((load(x + i) - base) * inverse, LO, HI)) - LO);
   }
 }
 

@@ -40,8 +40,8 @@ _TINY = np.float32(1e-30)  # below this a scale is zero in half precision; its r
 _ONE, _ZERO, _TWO = np.float32(1), np.float32(0), np.float32(2)
 _WORST = np.float32(-3.0e38)
 _MORE = np.float32(1.000001)
-"""What a candidate has to gain over those before it, so that where several are exact (weights of two
-or three levels) rounding does not choose a different one in every sub-block."""
+"""What a candidate has to gain over those before it, so that where several are exact (weights of
+two or three levels) rounding does not choose a different one in every sub-block."""
 _HUGE = np.float32(3.0e38)  # larger than any sum of squares that is of use; beyond it floats end
 
 

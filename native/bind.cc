@@ -10,6 +10,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__linux__)
+#include <fcntl.h>
+#endif
+
 #include <optional>
 #include <stdexcept>
 
@@ -132,6 +136,18 @@ std::tuple<int64_t, int64_t, bool> texts(nb::bytes data, int64_t start, int64_t 
   return {walk.count, walk.end, walk.valid};
 }
 
+// Have the system begin to write a file's new pages to disk, without waiting for it. Says whether it
+// can: only Linux has a call for that. A disk that fails is reported by the sync at the end.
+bool start_writing(int fd) {
+#if defined(__linux__)
+  nb::gil_scoped_release unlocked;
+  return sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE) == 0;
+#else
+  (void)fd;
+  return false;
+#endif
+}
+
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const Isa* isa : usable_isas()) names.emplace_back(isa->name);
@@ -161,6 +177,8 @@ NB_MODULE(_core, m) {
   m.def("walk_texts", &texts, "data"_a, "start"_a, "most"_a,
         "Pass over texts (length in 8 bytes, UTF-8); returns how many, where they end, and whether "
         "the next one is UTF-8 or not wholly there.");
+  m.def("start_writing", &start_writing, "fd"_a,
+        "Begin to write a file's new pages to disk without waiting; False where that is not known.");
   m.def("cpu_features", &cpu_features, "Processor features that kernels care about.");
   m.def("isas", &isas, "Instruction sets this build and this processor share, best first.");
   m.def("current_isa", [] { return std::string(current_isa().name); });

@@ -94,7 +94,8 @@ static inline vf reciprocal_or_zero(vf s) {
 }
 
 static inline float reciprocal_or_zero(float s) {
-  return (s > kTiny || s < -kTiny) ? 1.0f / s : 0.0f;
+  // By magnitude first: the sign is a coin toss that no processor can foresee.
+  return bits_float(float_bits(s) & 0x7fffffffu) > kTiny ? 1.0f / s : 0.0f;
 }
 
 // How many scales of a block are tried against the exact scales of its sub-blocks.

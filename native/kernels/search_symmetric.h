@@ -6,6 +6,7 @@
 #include <iterator>
 #include <type_traits>
 
+#include "plain.h"
 #include "search.h"
 
 namespace kvant::KVANT_ISA {
@@ -53,7 +54,7 @@ struct SymmetricFit {
       hi = vmax(hi, load(v + j));
     }
     const float least = vleast(lo), most = vmost(hi);
-    if (most != -least) return most > -least ? most : least;
+    if (most != -least) return longer(least, most);
     while (*v != most && *v != least) ++v;
     return *v;
   }

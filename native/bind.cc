@@ -1,7 +1,8 @@
 // The Python face of the core: plain arrays in, plain arrays out, the interpreter lock released.
 //
 // Shapes and types are checked here once more, cheaply: a wrong call from Python must raise, not
-// write out of bounds. Untrusted files are parsed in Python; the core sees only their numbers.
+// write out of bounds. Untrusted files are parsed in Python; the core sees only their numbers, and a
+// vocabulary's texts, which it walks over within the buffer it is given.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -9,11 +10,16 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__linux__)
+#include <fcntl.h>
+#endif
+
 #include <optional>
 #include <stdexcept>
 
 #include "runtime/cpu.h"
 #include "runtime/rows.h"
+#include "runtime/texts.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -130,6 +136,25 @@ void unlayout(int type, BytesIn in, BytesOut codes, BytesOut scales) {
              int64_t(codes.shape(0)));
 }
 
+std::tuple<int64_t, int64_t, bool> texts(nb::bytes data, int64_t start, int64_t most) {
+  require(start >= 0 && start <= int64_t(data.size()), "the start lies outside the data");
+  const TextWalk walk = walk_texts(reinterpret_cast<const uint8_t*>(data.c_str()),
+                                   int64_t(data.size()), start, most);
+  return {walk.count, walk.end, walk.valid};
+}
+
+// Have the system begin to write a file's new pages to disk, without waiting for it. Says whether it
+// can: only Linux has a call for that. A disk that fails is reported by the sync at the end.
+bool start_writing(int fd) {
+#if defined(__linux__)
+  nb::gil_scoped_release unlocked;
+  return sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE) == 0;
+#else
+  (void)fd;
+  return false;
+#endif
+}
+
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const Isa* isa : usable_isas()) names.emplace_back(isa->name);
@@ -156,6 +181,11 @@ NB_MODULE(_core, m) {
         "out"_a.noconvert());
   m.def("unlayout", &unlayout, "type"_a, "data"_a.noconvert(), "codes"_a.noconvert(),
         "scales"_a.noconvert());
+  m.def("walk_texts", &texts, "data"_a, "start"_a, "most"_a,
+        "Pass over texts (length in 8 bytes, UTF-8); returns how many, where they end, and whether "
+        "the next one is UTF-8 or not wholly there.");
+  m.def("start_writing", &start_writing, "fd"_a,
+        "Begin to write a file's new pages to disk without waiting; False where that is not known.");
   m.def("cpu_features", &cpu_features, "Processor features that kernels care about.");
   m.def("isas", &isas, "Instruction sets this build and this processor share, best first.");
   m.def("current_isa", [] { return std::string(current_isa().name); });

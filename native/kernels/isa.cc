@@ -36,6 +36,18 @@ int64_t first_beyond(const float* x, int64_t n, float limit) {
   return i;
 }
 
+bool bf16_beyond(const uint8_t* in, int64_t n, float limit) {
+  // Its lower half is zeros, so it is beyond exactly where its bits are beyond the limit's upper half.
+  const uint16_t top = uint16_t(float_bits(limit) >> 16);
+  uint16_t bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint16_t b;
+    std::memcpy(&b, in + 2 * i, 2);
+    bad |= uint16_t(uint16_t(b & 0x7fffu) > top);
+  }
+  return bad != 0;
+}
+
 void from_f16(const uint8_t* in, float* out, int64_t n) {
   int64_t i = 0;
 #if defined(__AVX512F__)
@@ -83,6 +95,7 @@ void to_bf16(const float* in, uint8_t* out, int64_t n) {
 }  // namespace
 
 extern const Isa kIsa = {KVANT_NAME(KVANT_ISA), kPackings, from_f16, from_bf16,
-                         to_f16, to_bf16, first_beyond, float_panels, prepare_tile, &kRows, score_row};
+                         to_f16, to_bf16, first_beyond, bf16_beyond, float_panels, prepare_tile,
+                         &kRows, score_row};
 
 }  // namespace kvant::KVANT_ISA

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "plain.h"
-#include "search.h"
 
 namespace kvant::KVANT_ISA {
 

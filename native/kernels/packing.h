@@ -44,6 +44,8 @@ struct Isa {
   void (*to_bf16)(const float* in, uint8_t* out, int64_t n);
   // Index of the first value that is not finite or larger in magnitude than `limit`, or -1.
   int64_t (*first_beyond)(const float* x, int64_t n, float limit);
+  // Whether any of n bfloat16 values is; half the bytes to look at.
+  bool (*bf16_beyond)(const uint8_t* in, int64_t n, float limit);
   // Panels of float weights by ggml's type number (null for others), and activations for all panels.
   const PanelKernels* (*float_panels)(int type);
   PrepareTile prepare_tile;

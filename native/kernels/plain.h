@@ -25,6 +25,13 @@ static inline void range32(const float* x, float* lo, float* hi) {
   if (*hi == 0.0f) *hi = x[i];
 }
 
+// Of the least and the most the longer. Without a branch: which one that is is a coin toss that no
+// processor can foresee.
+static inline float longer(float lo, float hi) {
+  const uint32_t upper = 0u - uint32_t(hi > -lo);
+  return bits_float((float_bits(hi) & upper) | (float_bits(lo) & ~upper));
+}
+
 // The value of largest magnitude with its sign; of two equal ones, the first; zero is positive.
 static inline float signed_max32(const float* x) {
   float lo, hi;
@@ -35,9 +42,7 @@ static inline float signed_max32(const float* x) {
     while (x[i] != hi && x[i] != lo) ++i;
     return x[i];
   }
-  // Without a branch: which end is longer is a coin toss that no processor can foresee.
-  const uint32_t upper = 0u - uint32_t(hi > -lo);
-  return bits_float((float_bits(hi) & upper) | (float_bits(lo) & ~upper));
+  return longer(lo, hi);
 }
 
 static inline float inverse_or_zero(float d) { return d != 0.0f ? 1.0f / d : 0.0f; }

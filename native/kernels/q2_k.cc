@@ -3,6 +3,7 @@
 // dmin.
 #include "k_layout.h"
 #include "matmul.h"
+#include "search_affine.h"
 
 namespace kvant::KVANT_ISA {
 namespace {

@@ -2,6 +2,7 @@
 // scale. Block of 110 bytes: 32 bytes of third bits, 64 of low bits, 12 of scales, half d.
 #include "k_layout.h"
 #include "matmul.h"
+#include "search_symmetric.h"
 
 namespace kvant::KVANT_ISA {
 namespace {
@@ -9,7 +10,7 @@ namespace {
 constexpr int kBytes = 110;
 constexpr float kWidths[] = {-5.0f, -4.6f, -4.3f, -4.0f, -3.7f, -3.4f, -3.1f, -2.8f, -2.5f, -2.2f, 2.2f,
                              2.5f, 2.8f, 3.1f, 3.4f, 3.7f, 4.0f, 4.3f};
-using Grid = SymmetricGrid<4, 32, 1, kWidths>;
+using Grid = SymmetricGrid<4, 32, true, 1, kWidths>;
 
 // Sixteen 6-bit scales, stored plus 32, in 12 bytes: byte i of the first eight holds the low
 // nibbles of scales i and i + 8; byte 8 + i holds the top two bits of scales i, i + 4, i + 8, i + 12.

@@ -2,6 +2,7 @@
 // each. Block of 144 bytes: half d, half dmin, 12 bytes of scales and minima, 128 of nibbles.
 #include "k_layout.h"
 #include "matmul.h"
+#include "search_affine.h"
 
 namespace kvant::KVANT_ISA {
 namespace {

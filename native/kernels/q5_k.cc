@@ -3,6 +3,7 @@
 // 128 of nibbles.
 #include "k_layout.h"
 #include "matmul.h"
+#include "search_affine.h"
 
 namespace kvant::KVANT_ISA {
 namespace {

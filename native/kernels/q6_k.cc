@@ -4,14 +4,14 @@
 // i + 32 and i + 96; byte i of the pairs holds codes i, i + 32, i + 64, i + 96.
 #include "k_layout.h"
 #include "matmul.h"
+#include "search_symmetric.h"
 
 namespace kvant::KVANT_ISA {
 namespace {
 
 constexpr int kBytes = 210;
-constexpr float kWidths[] = {-33.2f, -32.6f, -32.2f, -31.8f, -31.4f, -31.0f, -30.6f, -30.1f, -29.6f, 30.2f,
-                             30.7f, 31.1f, 31.5f};
-using Grid = SymmetricGrid<32, 128, 0, kWidths>;
+constexpr float kWidths[] = {-32.35f, -31.9f, -31.0f, -30.1f, -29.05f};
+using Grid = SymmetricGrid<32, 128, false, 0, kWidths>;
 
 void layout(const uint8_t* codes, const Scales* s, uint8_t* out, int64_t blocks) {
   for (int64_t k = 0; k < blocks; ++k) {

@@ -48,6 +48,19 @@ static inline vf splat(float x) {
 
 static inline vf select(vi mask, vf a, vf b) { return mask ? a : b; }
 
+// One bit a lane of a comparison's result.
+static inline uint32_t lanes(vi mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  return uint32_t(_mm256_movemask_ps((__m256)mask));
+#else
+  uint32_t bits = 0;
+  for (int l = 0; l < kLanes; ++l) bits |= uint32_t(mask[l] & 1) << l;
+  return bits;
+#endif
+}
+
 static inline vf vmin(vf a, vf b) {
 #if defined(__AVX512F__)
   return (vf)_mm512_min_ps((__m512)a, (__m512)b);
@@ -106,16 +119,14 @@ static inline float vmost(vf x) {
 // The integer part, towards zero; arguments here are far below 2^31.
 static inline vi vtruncate(vf x) { return __builtin_convertvector(x, vi); }
 
-static inline vi vclampi(vi x, int lo, int hi) {
+// The nearest integer, ties to even; as vrint.
+static inline vi vnearest(vf x) {
 #if defined(__AVX512F__)
-  const __m512i low = _mm512_max_epi32((__m512i)x, _mm512_set1_epi32(lo));
-  return (vi)_mm512_min_epi32(low, _mm512_set1_epi32(hi));
+  return (vi)_mm512_cvtps_epi32((__m512)x);
 #elif defined(__AVX2__)
-  const __m256i low = _mm256_max_epi32((__m256i)x, _mm256_set1_epi32(lo));
-  return (vi)_mm256_min_epi32(low, _mm256_set1_epi32(hi));
+  return (vi)_mm256_cvtps_epi32((__m256)x);
 #else
-  x = x > lo ? x : (vi){} + lo;
-  return x < hi ? x : (vi){} + hi;
+  return vtruncate(vrint(x));
 #endif
 }
 

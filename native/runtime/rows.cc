@@ -104,8 +104,10 @@ BadValue convert_rows(int from, int to, const uint8_t* in, uint8_t* out, int64_t
     // Without importance rows may be run together; with it a run must not cross a row's end.
     const int64_t end = importance ? (row + 1) * columns : total;
     const int64_t n = end - o < kRun ? end - o : kRun;
-    source.decode(in + bytes_of(from, o), x.data(), n);
-    const int64_t bad = isa.first_beyond(x.data(), n, limit);
+    const uint8_t* stored = in + bytes_of(from, o);
+    source.decode(stored, x.data(), n);
+    const bool fine = from == kBF16 && !isa.bf16_beyond(stored, n, limit);
+    const int64_t bad = fine ? -1 : isa.first_beyond(x.data(), n, limit);
     if (bad >= 0) return {true, (o + bad) / columns, (o + bad) % columns, x[size_t(bad)]};
     target.encode(x.data(), importance ? importance + (o - row * columns) : nullptr,
                   out + bytes_of(to, o), n);

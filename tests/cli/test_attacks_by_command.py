@@ -32,7 +32,7 @@ def test_refused(run: Run, tmp_path: Path, name: str) -> None:
     for command in commands:
         start = time.process_time()
         found = run(*command)
-        assert time.process_time() - start < 2, command  # under 1 s where nothing else runs
+        assert time.process_time() - start < 1, command
         assert found.status == 1, (command, found)
         message = _message(found, command[0])
         assert message.isprintable(), command

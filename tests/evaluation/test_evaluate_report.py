@@ -8,9 +8,10 @@ import unicodedata
 import pytest
 
 from kvant.evaluation import EvalResult, results_json
-from kvant.evaluation.report import evaluation_table, size_text
+from kvant.evaluation.report import evaluation_table
 from kvant.evaluation.statistics import Estimate
 from kvant.evaluation.table import Column, Table, decimals_for, estimate_cells
+from kvant.units import size_text
 
 
 def result(name, size=None, bpw=None, **figures) -> EvalResult:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -229,10 +229,19 @@ def _start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
 
 def _wait_for_output(folder: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 60
-    while not names(folder):
+    while not names(folder) and not _writes_in(folder, process.pid):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def _writes_in(folder: Path, pid: int) -> bool:
+    """Whether the process has a file open in the folder, with or without a name."""
+    for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(OSError):  # closed meanwhile
+            if os.readlink(descriptor).startswith(f"{folder}{os.sep}"):
+                return True
+    return False
 
 
 _AGAIN_AND_AGAIN = """

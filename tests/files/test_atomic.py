@@ -17,18 +17,28 @@ from kvant.errors import OutputError
 from kvant.files.atomic import AtomicFile, write_atomic
 
 
+@pytest.fixture(params=["unnamed", "named"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything with a file that has no name yet, and where the system cannot make one."""
+    if request.param == "named":
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    elif not hasattr(os, "O_TMPFILE"):
+        pytest.skip("this system has no unnamed files")
+    return str(request.param)
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("sync", [True, False])
-def test_nothing_under_the_name_until_the_end(tmp_path: Path, sync: bool) -> None:
+def test_nothing_under_the_name_until_the_end(tmp_path: Path, sync: bool, way: str) -> None:
     path = tmp_path / "out.bin"
     with AtomicFile(path, size=6, sync=sync) as file:
         file.write(b"abc")
         file.write(np.frombuffer(b"def", np.uint8))
         assert not path.exists()
-        assert len(names(tmp_path)) == 1
+        assert len(names(tmp_path)) == (way == "named")
     assert path.read_bytes() == b"abcdef"
     assert names(tmp_path) == ["out.bin"]
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
@@ -88,6 +98,7 @@ def test_output_that_appears_meanwhile(
 ) -> None:
     path = tmp_path / "out.bin"
     if not links:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)  # nor does FAT have unnamed files
         monkeypatch.setattr(os, "link", _refuse)
 
     def meet() -> None:
@@ -104,7 +115,7 @@ def test_output_that_appears_meanwhile(
     assert names(tmp_path) == ["other.bin", "out.bin"]
 
 
-def _refuse(*_: object) -> None:
+def _refuse(*_: object, **__: object) -> None:
     raise OSError(errno.EPERM, "no hard links here")
 
 
@@ -223,11 +234,34 @@ with AtomicFile(sys.argv[1], force=True) as file:
 """
 
 
-def test_killed_while_writing(tmp_path: Path) -> None:
+def test_killed_while_writing(tmp_path: Path, way: str) -> None:
     path = tmp_path / "out.bin"
     path.write_bytes(b"old")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", _KILLED, str(path)], env=environment, check=False)
+    script = _KILLED if way == "unnamed" else "import os; del os.O_TMPFILE\n" + _KILLED
+    done = subprocess.run([sys.executable, "-c", script, str(path)], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
     assert path.read_bytes() == b"old"
-    assert all(name == "out.bin" or name.endswith(".partial") for name in names(tmp_path))
+    rest = [name for name in names(tmp_path) if name != "out.bin"]
+    assert len(rest) == (way == "named")
+    assert all(name.endswith(".partial") for name in rest)
+
+
+def test_file_systems_without_unnamed_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They refuse the flag, or there is no /proc to name the file by later."""
+    real = os.open
+
+    def refuse(path: str, flags: int, *rest: int, **named: int) -> int:
+        if flags & getattr(os, "O_TMPFILE", 0) == getattr(os, "O_TMPFILE", -1):
+            raise OSError(errno.EOPNOTSUPP, "not on this file system")
+        return real(path, flags, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        write_atomic(tmp_path / "a", b"abc")
+    with monkeypatch.context() as patch:
+        patch.setattr("kvant.files.atomic._by_descriptor", lambda fd: f"/nowhere/{fd}")
+        write_atomic(tmp_path / "b", b"abc")
+    assert names(tmp_path) == ["a", "b"]

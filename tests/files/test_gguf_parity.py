@@ -255,9 +255,9 @@ def _compare(c: LlamaCpp, path: Path) -> None:
         content = value.value
         if isinstance(content, str):
             assert c.get_val_str(handle, i) == content.encode().split(b"\0")[0]
-        elif isinstance(content, list):
+        elif value.texts is not None:
             found = [c.get_arr_str(handle, i, j) for j in range(c.get_arr_n(handle, i))]
-            assert found == [text.encode().split(b"\0")[0] for text in content]
+            assert found == [text.encode().split(b"\0")[0] for text in value.texts]
         elif isinstance(content, np.ndarray):
             assert c.get_arr_type(handle, i) == value.item_type
             assert c.get_arr_n(handle, i) == len(content)

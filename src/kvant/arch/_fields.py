@@ -146,7 +146,7 @@ class Vocabulary(Count):
             return super().from_gguf(source, done)
         embedding = source.file.tensors.get("token_embd.weight")
         rows = embedding.rows if embedding is not None else 1
-        tokens = len(source.file.get_strings("tokenizer.ggml.tokens", []))
+        tokens = source.file.count("tokenizer.ggml.tokens")
         return self.check(tokens or rows, source.where, "tokenizer.ggml.tokens")
 
 

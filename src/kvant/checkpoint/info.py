@@ -151,7 +151,7 @@ def info_from_gguf(file: GgufFile, parameters: int) -> ModelInfo:
     found["size_label"] = found["size_label"] or size_label(parameters)
     for field, (key, _) in _LISTS.items():
         value = file.metadata.get(key)
-        items = value.value if value is not None and isinstance(value.value, list) else []
+        items = (value.texts if value is not None else None) or ()
         found[field] = tuple(filter(None, map(_clean, items[:_MAX_ENTRIES])))
     for field, (key, _) in _ORIGINS.items():
         value = file.metadata.get(f"{key}.count")

@@ -15,7 +15,7 @@ __all__ = ["print_artefact"]
 
 def print_artefact(artefact: Artefact, *, as_json: bool) -> None:
     """Print paths, size and packings; notes go to stderr."""
-    from kvant.evaluation.report import size_text
+    from kvant.units import size_text
 
     for sentence in artefact.notes:
         show.note(f"note: {sentence}")

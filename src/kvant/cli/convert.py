@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kvant.cli.artefact import print_artefact
-from kvant.cli.options import Commands, add_output
+from kvant.cli.options import Commands, add_output, without_matrices
 from kvant.cli.show import weight_progress
 
 __all__ = ["add"]
@@ -27,6 +27,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    without_matrices()
     from kvant.api.conversion import convert
 
     with weight_progress(arguments.dtype) as progress:

@@ -39,7 +39,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _print(found: Inspection) -> None:
-    from kvant.evaluation.report import size_text
+    from kvant.units import size_text
 
     info = found.info
     about = [

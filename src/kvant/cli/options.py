@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from typing import Any, TypeAlias
 
-__all__ = ["Commands", "add_output", "byte_size", "positive"]
+__all__ = ["Commands", "add_output", "byte_size", "positive", "without_matrices"]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def without_matrices() -> None:
+    """Before NumPy is imported: this command multiplies no matrices.
+
+    Its library for that starts a thread for every processor, which takes as long as reading 100 MB.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def byte_size(text: str) -> int:

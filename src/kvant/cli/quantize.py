@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kvant.cli.artefact import print_artefact
-from kvant.cli.options import Commands, add_output
+from kvant.cli.options import Commands, add_output, without_matrices
 from kvant.cli.show import weight_progress
 
 __all__ = ["add"]
@@ -34,6 +34,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    without_matrices()
     from kvant.api.conversion import quantize
 
     with weight_progress(arguments.recipe) as progress:

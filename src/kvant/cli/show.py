@@ -96,18 +96,14 @@ def step_progress(label: str) -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def _bar(label: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+    if not sys.stderr.isatty():
+        yield lambda done, total, name: None
+        return
     from tqdm import tqdm
 
     from kvant.files.source import printable
 
-    bar = tqdm(
-        desc=label,
-        unit=unit,
-        unit_scale=True,
-        disable=not sys.stderr.isatty(),
-        leave=False,
-        dynamic_ncols=True,
-    )
+    bar = tqdm(desc=label, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True)
 
     def update(done: int, total: int, name: str) -> None:
         if done < bar.n:  # another count begins

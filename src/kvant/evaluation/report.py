@@ -8,9 +8,10 @@ from dataclasses import replace
 from kvant.evaluation.chart import Axis, Chart, Point, Rule, Series
 from kvant.evaluation.results import EvalResult
 from kvant.evaluation.statistics import Estimate
-from kvant.evaluation.table import NOTHING, Column, Table, estimate_cells
+from kvant.evaluation.table import Column, Table, estimate_cells
+from kvant.units import NOTHING, size_text
 
-__all__ = ["evaluation_table", "quality_chart", "quality_series", "size_text"]
+__all__ = ["evaluation_table", "quality_chart", "quality_series"]
 
 _GIGABYTES = 2_000_000_000
 
@@ -85,15 +86,6 @@ def quality_chart(
         note="Bars: one standard error each way, where longer than the marker.",
         hint="↙ smaller and closer to the base",
     )
-
-
-def size_text(size: int | None) -> str:
-    """A size in decimal units, as disks are sold and downloads shown."""
-    if size is None:
-        return NOTHING
-    if size < 1_000_000:
-        return f"{size / 1e3:.1f} kB"
-    return f"{size / 1e6:.1f} MB" if size < 1_000_000_000 else f"{size / 1e9:.2f} GB"
 
 
 def _note(results: Sequence[EvalResult]) -> str:

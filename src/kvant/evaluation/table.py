@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 from kvant.evaluation.statistics import Estimate
 from kvant.files.source import printable
+from kvant.units import NOTHING
 
 __all__ = ["Column", "Table", "decimals_for", "estimate_cells"]
 
-#: What stands where there is nothing to state.
-NOTHING = "–"
 _ASCII = str.maketrans({"±": "+/-", "–": "-", "─": "-", "×": "x", "…": "..."})
 # Beyond this a column would be mostly zeros; JSON has all digits.
 _MAX_DECIMALS = 7

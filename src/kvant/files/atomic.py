@@ -1,7 +1,9 @@
-"""Writing so that the final name never shows half a file: beside it, fsync, then rename.
+"""Writing so that the final name never shows half a file: without a name, fsync, then named.
 
-A process killed at any moment leaves either nothing or the finished file under the final name;
-at worst a hidden ``.NAME.XXXXXXXX.partial`` stays beside it.
+A process killed at any moment leaves either nothing or the finished file under the final name. The
+file has no name while it is written where the file system can do that (Linux's ``O_TMPFILE``), so
+that the system frees it with the process; elsewhere it is a hidden ``.NAME.XXXXXXXX.partial``
+beside it, which stays after a kill.
 """
 
 from __future__ import annotations
@@ -70,18 +72,17 @@ class AtomicFile:
         self._force = force
         self._size = size
         self._sync = sync
-        self._beside = self.path
+        self._beside: Path | None = None  # the hidden name, while there is one
         self._position = 0
 
     def __enter__(self) -> AtomicFile:
         self._check_target()
-        folder = self.path.parent
-        # 120 bytes of the name leave room for the rest within the usual limit of 255.
-        name = os.fsdecode(os.fsencode(self.path.name)[:120])
-        self._beside = folder / f".{name}.{secrets.token_hex(4)}.partial"
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            self.fd = os.open(self._beside, flags, 0o666)
+            self.fd = _unnamed(self.path.parent)
+            if self.fd < 0:
+                self._beside = self._hidden_name()
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self.fd = os.open(self._beside, flags, 0o666)
             if self._size is not None:
                 self._check_space(self._size)
         except OSError as error:
@@ -91,6 +92,11 @@ class AtomicFile:
             self._discard()
             raise
         return self
+
+    def _hidden_name(self) -> Path:
+        # 120 bytes of the name leave room for the rest within the usual limit of 255.
+        name = os.fsdecode(os.fsencode(self.path.name)[:120])
+        return self.path.parent / f".{name}.{secrets.token_hex(4)}.partial"
 
     def __exit__(
         self,
@@ -161,10 +167,13 @@ class AtomicFile:
     def _finish(self) -> None:
         if self._sync:
             os.fsync(self.fd)
-        if self._force:
-            self._beside.replace(self.path)
+        if self._beside is None and not self._force:
+            self._link_new(_by_descriptor(self.fd))
         else:
-            self._rename_new()
+            if self._beside is None:  # a link replaces nothing, a rename does
+                self._beside = self._hidden_name()
+                _link(_by_descriptor(self.fd), self._beside)
+            self._rename()
         if self._sync:
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -176,12 +185,20 @@ class AtomicFile:
             finally:
                 os.close(folder)
 
-    def _rename_new(self) -> None:
+    def _link_new(self, source: str | Path) -> None:
         """Give the file its name only if nobody else took that meanwhile."""
         try:
-            os.link(self._beside, self.path)
+            _link(source, self.path)
         except FileExistsError:
             raise self._exists() from None
+
+    def _rename(self) -> None:
+        assert self._beside is not None
+        if self._force:
+            self._beside.replace(self.path)
+            return
+        try:
+            self._link_new(self._beside)
         except OSError:
             # FAT and some network file systems have no hard links.
             if os.path.lexists(self.path):
@@ -192,7 +209,7 @@ class AtomicFile:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-        if self._beside != self.path:
+        if self._beside is not None:
             self._beside.unlink(missing_ok=True)
 
     def _exists(self) -> OutputError:
@@ -202,6 +219,37 @@ class AtomicFile:
         number = error.errno if isinstance(error, OSError) else None
         reason = _REASONS.get(number or 0, f"{error}. Check the path")
         return OutputError(f"{self.path}: cannot be written: {reason}.")
+
+
+def _unnamed(folder: Path) -> int:
+    """A new file in ``folder`` without a name, or -1 where that, or naming it later, cannot be."""
+    flag = getattr(os, "O_TMPFILE", 0)
+    if not flag:
+        return -1
+    try:
+        fd = os.open(folder, flag | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except OSError:  # what is really wrong with the folder, a named file finds out
+        return -1
+    if os.path.lexists(_by_descriptor(fd)):
+        return fd
+    os.close(fd)  # without /proc it could never be named
+    return -1
+
+
+def _by_descriptor(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"
+
+
+def _link(source: str | Path, target: Path) -> None:
+    """A second name, or the first of a file that has none; never replaces one.
+
+    Only with a descriptor of the folder does Python ask the system to follow /proc's link.
+    """
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.link(source, target.name, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
 
 
 def _bytes(data: Bytes) -> memoryview:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.errors import FileFormatError
-from kvant.files.gguf_value import ITEM_DTYPES, Value, ValueType
+from kvant.files.gguf_value import ITEM_DTYPES, Texts, Value, ValueType
 from kvant.files.source import quote
 from kvant.files.tensor import StoredTensor
 
@@ -114,7 +114,12 @@ class GgufFile:
             ),
             default,
         )
-        return list(found) if isinstance(found, np.ndarray) else found
+        return list(found) if isinstance(found, (np.ndarray, Texts)) else found
+
+    def count(self, key: str) -> int:
+        """How many items the array under ``key`` has; 0 where there is no array."""
+        value = self.metadata.get(key)
+        return 0 if value is None or value.type is not ValueType.ARRAY else _length(value)
 
     @overload
     def get_array(self, key: str) -> npt.NDArray[Any]: ...
@@ -131,4 +136,4 @@ class GgufFile:
 
 
 def _length(value: Value) -> int:
-    return len(value.value) if isinstance(value.value, (np.ndarray, list)) else 1
+    return len(value.value) if isinstance(value.value, (np.ndarray, list, Texts)) else 1

@@ -6,16 +6,17 @@ Source: the GGUF specification (ggml's ``docs/gguf.md``), ``gguf_metadata_value_
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
     "ITEM_DTYPES",
+    "Texts",
     "Value",
     "ValueType",
     "array",
@@ -69,17 +70,64 @@ ITEM_DTYPES: dict[ValueType, np.dtype[Any]] = {
 }
 
 
+class Texts(Sequence[str]):
+    """The texts of an array as they lie in a file: each its length in 8 bytes, then UTF-8.
+
+    A vocabulary has hundreds of thousands, and who copies a file's metadata need not look at one
+    of them; they are decoded when somebody does. ``raw`` has been checked to hold ``count``.
+    """
+
+    __slots__ = ("_count", "_list", "raw")
+
+    def __init__(self, raw: bytes, count: int) -> None:
+        self.raw = raw
+        self._count = count
+        self._list: list[str] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        return self.decoded()[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.decoded())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (list, Texts)):
+            return NotImplemented
+        return self.decoded() == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # equal to a list, which has none
+
+    def decoded(self) -> list[str]:
+        """All of them; not to be changed."""
+        if self._list is None:
+            raw, position = self.raw, 0
+            out: list[str] = []
+            for _ in range(self._count):
+                start = position + 8
+                position = start + int.from_bytes(raw[position:start], "little")
+                out.append(raw[start:position].decode())
+            self._list = out
+        return self._list
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Value:
     """One metadata value with the type it has in the file.
 
     ``value`` is a bool, int, float or str; for an array a one-dimensional numpy array of the
-    item type's dtype, or a list of str, and then ``item_type`` says which. Two values are equal
-    when they would be written as the same bytes, so a NaN equals itself.
+    item type's dtype, or a list of str (or `Texts`), and then ``item_type`` says which. Two values
+    are equal when they would be written as the same bytes, so a NaN equals itself.
     """
 
     type: ValueType
-    value: bool | int | float | str | npt.NDArray[Any] | list[str]
+    value: bool | int | float | str | npt.NDArray[Any] | list[str] | Texts
     item_type: ValueType | None = None
 
     def _content(self) -> object:
@@ -87,7 +135,12 @@ class Value:
             return self.value.tobytes()
         if isinstance(self.value, float):
             return struct.pack("<d", self.value)
-        return self.value
+        return self.value.decoded() if isinstance(self.value, Texts) else self.value
+
+    @property
+    def texts(self) -> Sequence[str] | None:
+        """The texts of an array of them; None for everything else."""
+        return self.value if isinstance(self.value, (list, Texts)) else None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Value):

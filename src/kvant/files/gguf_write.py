@@ -26,7 +26,7 @@ from kvant.files.gguf_read import (
     MAX_STRINGS,
     MAX_TENSORS,
 )
-from kvant.files.gguf_value import ITEM_DTYPES, Value, ValueType, uint32
+from kvant.files.gguf_value import ITEM_DTYPES, Texts, Value, ValueType, uint32
 from kvant.files.source import quote
 from kvant.packing.types import StorageType
 
@@ -157,7 +157,7 @@ def _check_counts(metadata: Mapping[str, Value], tensors: Sequence[TensorSpec]) 
         raise ValueError("two tensors have the same name")
     if "" in names or "" in metadata:
         raise ValueError("a name or key is empty")
-    texts = sum(len(v.value) for v in metadata.values() if isinstance(v.value, list))
+    texts = sum(len(v.texts or ()) for v in metadata.values())
     if len(tensors) > MAX_TENSORS or len(metadata) > MAX_METADATA or texts > MAX_STRINGS:
         raise UnsupportedError(
             f"{len(tensors)} tensors, {len(metadata)} metadata keys and {texts} texts in arrays "
@@ -204,8 +204,10 @@ def _value(key: str, value: Value) -> bytes:
     if value.type is ValueType.STRING and isinstance(content, str):
         return head + _text(content, what, MAX_STRING_BYTES)
     if value.type is ValueType.ARRAY and value.item_type is not None:
-        if isinstance(content, (list, np.ndarray)):
+        if isinstance(content, (list, Texts, np.ndarray)):
             head += struct.pack("<IQ", value.item_type, len(content))
+        if isinstance(content, Texts):
+            return head + content.raw
         if isinstance(content, list) and value.item_type is ValueType.STRING:
             return head + _texts(content, what)
         if isinstance(content, np.ndarray) and content.dtype == ITEM_DTYPES.get(value.item_type):

@@ -22,6 +22,7 @@ class Q3_K(Packing):
     grid = SymmetricGrid(
         half=4,
         scale_half=32,
+        settled=True,
         refits=1,
         widths=(
             -5.0,

@@ -21,22 +21,9 @@ class Q6_K(Packing):
     grid = SymmetricGrid(
         half=32,
         scale_half=128,
+        settled=False,
         refits=0,
-        widths=(
-            -33.2,
-            -32.6,
-            -32.2,
-            -31.8,
-            -31.4,
-            -31.0,
-            -30.6,
-            -30.1,
-            -29.6,
-            30.2,
-            30.7,
-            31.1,
-            31.5,
-        ),
+        widths=(-32.35, -31.9, -31.0, -30.1, -29.05),
     )
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:

@@ -1,4 +1,4 @@
-"""The scale search of the K-packings, in NumPy: the specification of native/kernels/search.h.
+"""The scale search of the K-packings, in NumPy: the specification of native/kernels/search*.h.
 
 A sub-block of n weights x with importance w is stored as a line: x ~ s q + b, with integer codes
 q in [lo, hi], and b <= 0 stored as minus a minimum (or absent). For fixed codes the best s and b
@@ -39,6 +39,10 @@ __all__ = ["AffineGrid", "SymmetricGrid", "codes_of", "reciprocal_or_zero"]
 _TINY = np.float32(1e-30)  # below this a scale is zero in half precision; its reciprocal overflows
 _ONE, _ZERO, _TWO = np.float32(1), np.float32(0), np.float32(2)
 _WORST = np.float32(-3.0e38)
+_MORE = np.float32(1.000001)
+"""What a candidate has to gain over those before it, so that where several are exact (weights of
+two or three levels) rounding does not choose a different one in every sub-block."""
+_HUGE = np.float32(3.0e38)  # larger than any sum of squares that is of use; beyond it floats end
 
 
 def reciprocal_or_zero(s: Floats) -> Floats:
@@ -81,6 +85,7 @@ def choose_scale(
         for vj, wj in zip(v.T, weight.T, strict=True):
             rest = vj - d * codes_of(vj, _ZERO, inverse, lo, hi)
             error = error + wj * (rest * rest)
+        error = np.where(error < _HUGE, error, _HUGE)  # also where it is not a number
         better = (error < best) | (i == 0)
         best, best_d = np.where(better, error, best), np.where(better, d, best_d)
     return best_d
@@ -306,16 +311,27 @@ class _AffineRun(_Search):
         )
 
 
+def _longest(v: Floats) -> Floats:
+    """Along the last axis the value of largest magnitude; of two, the first."""
+    return np.take_along_axis(v, np.abs(v).argmax(-1)[..., None], -1)[..., 0]
+
+
 @dataclass(frozen=True)
 class SymmetricGrid:
     """x ~ s q, q in -half..half-1, s of either sign, 16 weights a sub-block: Q3_K, Q6_K.
 
     Integer scales run from -scale_half to scale_half - 1. ``widths`` say where a candidate puts
     the weight of largest magnitude; negative ones put it at the longer, negative end.
+
+    With ``settled`` the best scale is refined by alternation, neighbours of its integer are tried,
+    and d is refitted ``refits`` times. Where integers are as fine as Q6_K's that gains nothing
+    that good widths do not: there the longest scale becomes scale_half - 1, the largest integer
+    that has a negative, and the others the integers nearest to them.
     """
 
     half: int
     scale_half: int
+    settled: bool
     refits: int
     widths: tuple[float, ...]
     n: int = 16
@@ -325,8 +341,15 @@ class SymmetricGrid:
         blocks = len(x)
         run = _SymmetricRun(self, _blocks_to_subs(x, self.n), _weights(importance, self.n))
         s, qq = run.search()
+        out = empty_scales(blocks)
+        if not self.settled:
+            most = np.float32(self.scale_half - 1)
+            out["d"] = scales_near(_longest(s.reshape(blocks, 16)) / most)
+            sc = run.integers(s, np.repeat(out["d"], 16))
+            out["sub"] = sc.astype(np.int8).reshape(blocks, 16)
+            return out
         d = self._first_scale(s.reshape(blocks, 16), qq.reshape(blocks, 16))
-        out, best = empty_scales(blocks), np.full(blocks, _WORST, np.float32)
+        best = np.full(blocks, _WORST, np.float32)
         for round_ in range(self.refits + 1):
             fit = run.settle(s, np.repeat(d, 16))
             _keep_better(out, best, fit, d, np.zeros_like(d), 16)
@@ -338,10 +361,9 @@ class SymmetricGrid:
 
     def _first_scale(self, v: Floats, weight: Floats) -> Floats:
         """The longest exact scale becomes an integer near one end of the range or the other."""
-        top = np.take_along_axis(v, np.abs(v).argmax(1)[:, None], 1)[:, 0]
         lo, hi = -self.scale_half, self.scale_half - 1
         divisors = [*(lo + i for i in range(8)), *(hi - i for i in range(8))]
-        return choose_scale(v, weight, top, divisors, lo, hi)
+        return choose_scale(v, weight, _longest(v), divisors, lo, hi)
 
     def encode(self, x: Floats, scales: Scales) -> Codes:
         """Codes of blocks ``x`` under ``scales``, stored shifted to 0..2 half - 1."""
@@ -364,24 +386,29 @@ class _SymmetricRun(_Search):
         self.lo, self.hi = -spec.half, spec.half - 1
 
     def search(self) -> tuple[Floats, Floats]:
-        top = np.take_along_axis(self.x, np.abs(self.x).argmax(0)[None], 0)[0]
-        step = reciprocal_or_zero(top)
-        best_s, best, best_qq = np.zeros_like(top), np.zeros_like(top), np.zeros_like(top)
-        rounds: list[float | None] = [*self.spec.widths, None, None]
+        step = reciprocal_or_zero(_longest(self.x.T))
+        none = np.zeros_like(step)
+        best_s, best, best_qq = none, none, none
+        rounds: list[float | None] = [*self.spec.widths, *[None] * (2 * self.spec.settled)]
         for width in rounds:
             inverse = reciprocal_or_zero(best_s) if width is None else np.float32(width) * step
-            m = self.sums(np.zeros_like(top), inverse)
+            m = self.sums(none, inverse)
             some = m.qq > 0
             s = np.where(some, m.xq / np.where(some, m.qq, _ONE), _ZERO)
             gain = s * m.xq
-            better = gain > best
+            better = (gain > best * _MORE) & (gain < _HUGE)
             best_s, best = np.where(better, s, best_s), np.where(better, gain, best)
             best_qq = np.where(better, m.qq, best_qq)
         return best_s, best_qq
 
+    def integers(self, s: Floats, d: Floats) -> Floats:
+        """The integer nearest to each exact scale under its block's d."""
+        half = self.spec.scale_half
+        return codes_of(s, _ZERO, reciprocal_or_zero(d), -half, half - 1)
+
     def settle(self, s: Floats, d: Floats) -> _Settled:
         lo, hi = np.float32(-self.spec.scale_half), np.float32(self.spec.scale_half - 1)
-        nearest = np.rint(np.minimum(np.maximum(s * reciprocal_or_zero(d), lo), hi))
+        nearest = self.integers(s, d)
         none = np.zeros_like(s)
         best = _Settled(nearest, none)
         for delta in (0, -1, 1):

@@ -15,6 +15,7 @@ import xxhash
 
 from kvant.arch import RowOrder
 from kvant.checkpoint import Checkpoint, Weight, rotary_row_order
+from kvant.checkpoint.sampling import sampling_of
 from kvant.errors import UsageError
 from kvant.files.gguf import (
     DEFAULT_ALIGNMENT,
@@ -135,7 +136,7 @@ class Plan:
     overrides: tuple[str, ...]
     shards: tuple[Shard, ...]
     notes: tuple[str, ...] = ()
-    """What of the source's tokenizer the file does not carry."""
+    """What of the source's tokenizer and sampling settings the file does not carry."""
 
     @property
     def tensors(self) -> tuple[PlannedTensor, ...]:
@@ -216,7 +217,7 @@ class ModelKeys:
 
 
 def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) -> ModelKeys:
-    """The keys that do not depend on the recipe: name and origin, config, tokenizer.
+    """The keys that do not depend on the recipe: name and origin, sampling, config, tokenizer.
 
     A GGUF source's own keys are kept as they are, but for those about that one file.
 
@@ -233,10 +234,12 @@ def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) 
             )
         source = checkpoint.gguf.metadata
         return _model_keys({k: v for k, v in source.items() if not _OF_ONE_FILE.match(k)})
+    sampling, notes = sampling_of(checkpoint.path)
     keys = checkpoint.architecture.to_gguf(checkpoint.config)
     keys = {
         "general.architecture": keys["general.architecture"],
         **checkpoint.info.to_gguf(),
+        **sampling,
         **keys,
     }
     tokenizer = checkpoint.tokenizer(pre=pre_tokenizer)
@@ -244,8 +247,8 @@ def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) 
         from kvant.tokenizer.gguf_meta import to_metadata
 
         keys.update(to_metadata(tokenizer))
-        return _model_keys(keys, tokenizer.notes)
-    return _model_keys(keys)
+        notes += tokenizer.notes
+    return _model_keys(keys, notes)
 
 
 def _model_keys(values: Mapping[str, Value], notes: tuple[str, ...] = ()) -> ModelKeys:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from kvant import _core
 from kvant.errors import DataError
 from kvant.files.atomic import AtomicFile
 from kvant.files.source import open_source
@@ -36,8 +37,11 @@ enough for the second-level cache and for many threads on a small machine."""
 READ_AHEAD_RUNS = 4
 """Runs between two requests to the system to read ahead; each costs as much as a small run."""
 
-FLUSH_BYTES = 64 << 20
-"""Bytes written between two flushes to disk."""
+FLUSH_BYTES = 8 << 20
+"""Bytes written between two requests to the system to move them on to the disk."""
+
+SYNC_BYTES = 64 << 20
+"""The same where a request waits until they are there."""
 
 MAX_LEAD = 16
 """Runs a thread may be ahead of the oldest unfinished one of a tensor; bounds what waits to be
@@ -308,11 +312,14 @@ class _Stream:
     def _flush(self) -> None:
         """Push written bytes to disk while the others go on, so that the last sync is short."""
         files = {id(job.file): job.file for job in self.jobs}
-        while not self.stop.wait(0.02):
+        least = FLUSH_BYTES
+        while not self.stop.wait(0.01):
             with self.lock:
-                if self.unflushed < FLUSH_BYTES:
+                if self.unflushed < least:
                     continue
                 self.unflushed = 0
             for file in files.values():
-                with suppress(OSError):  # a failing disk is reported by the sync at the end
-                    os.fdatasync(file.fd)
+                if not _core.start_writing(file.fd):
+                    least = SYNC_BYTES
+                    with suppress(OSError):  # a failing disk is reported by the sync at the end
+                        os.fdatasync(file.fd)

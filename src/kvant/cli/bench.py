@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _print(report: BenchReport) -> None:
-    from kvant.evaluation.report import size_text
+    from kvant.units import size_text
 
     show.line(
         f"{report.name}: {size_text(report.bytes)} of weights, {report.threads} threads, "

@@ -23,7 +23,7 @@ class Pages {
 
  private:
   uint8_t *base_, *data_;
-  int64_t bytes_, mapped_;
+  int64_t bytes_, mapped_ = 0;
 };
 
 // Rows of one storage type in an open file. The descriptor is the holder's own.

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from kvant import _core
 from kvant.packing import convert_rows, dequantize, get
+from oracles.kernels import BLOCK_PACKINGS
 
 __all__ = ["EIGHT_BIT_BLOCK", "panel_product", "rounded"]
 
@@ -19,10 +20,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 #: Columns under one scale of the activations, by packing; others multiply floats.
-EIGHT_BIT_BLOCK = {
-    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), 32),
-    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), 256),
-}
+EIGHT_BIT_BLOCK = {p.name: p.block for p in BLOCK_PACKINGS}
 
 
 def panel_product(

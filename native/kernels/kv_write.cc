@@ -8,8 +8,11 @@ namespace {
 constexpr int kStep = 32;  // elements of a head handled at a time, and weights under one scale
 constexpr float kHalfMax = 65504.0f;
 
-// Arguments in this order let NaN through.
-vf within_half(vf x) { return vmin(vspread(kHalfMax), vmax(vspread(-kHalfMax), x)); }
+// Finite numbers end at the largest half. The product is NaN where there is none to begin with:
+// infinity is a fault of the model that has to be seen, not the largest half.
+vf within_half(vf x) {
+  return vmin(vspread(kHalfMax), vmax(vspread(-kHalfMax), x)) + x * 0.0f;
+}
 
 // `count` floats, zeros behind them.
 void take(const float* x, int64_t count, float* step) {

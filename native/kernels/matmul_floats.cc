@@ -155,16 +155,33 @@ constexpr PanelKernels kBF16Dot = {Act::BF16, pair_panel_bytes,  no_bytes,      
 
 // ---- activations ---------------------------------------------------------------------------------
 
+// The larger of magnitudes as integers: in their order, except that NaN is above everything, which
+// the maximum of floats would lose. A NaN must reach the scale; codes cannot say it.
+static inline vi larger(vi a, vi b) {
+#if defined(__AVX512F__)
+  return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+static inline float largest(vi x) {
+  int32_t most = x[0];
+  for (int l = 1; l < kLanes; ++l) most = x[l] > most ? x[l] : most;
+  float found;
+  std::memcpy(&found, &most, 4);
+  return found;
+}
+
 // One block of one token: 127 is the largest magnitude. Bytes go to the
 // tile four together, `width` times four apart.
 template <int BLOCK>
 inline float round_block(const float* x, int8_t* q, int width, int16_t* sums16) {
-  vf most = {};
-  for (int i = 0; i < BLOCK; i += kLanes) {
-    const vf v = load(x + i);
-    most = vmax(most, vmax(v, -v));
-  }
-  const float amax = vmost(most);
+  vi most = {};
+  for (int i = 0; i < BLOCK; i += kLanes) most = larger(most, (vi)load(x + i) & 0x7fffffff);
+  const float amax = largest(most);
   const float d = amax / 127.0f;
   const float inverse = d > 0.0f ? 1.0f / d : 0.0f;
   const vf scale = splat(inverse < 3.0e38f ? inverse : 0.0f);

@@ -1,6 +1,8 @@
 #include "weight.h"
 
 #include <cerrno>
+#include <cstdlib>
+#include <cstring>
 #include <new>
 #include <stdexcept>
 
@@ -12,13 +14,35 @@
 namespace kvant {
 
 namespace {
+
 constexpr int64_t kLarge = 2 << 20;  // a large page
-}
+
+// AddressSanitizer guards what the allocator gives, to the byte, and nothing in pages of our own.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kGuarded = true;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+constexpr bool kGuarded = true;
+#else
+constexpr bool kGuarded = false;
+#endif
+#else
+constexpr bool kGuarded = false;
+#endif
+
+}  // namespace
 
 // Reserved with room to begin at a large page's border, so that all but the tail can be in such pages:
 // reading with a quarter more bandwidth is what that gives on a virtual machine.
 Pages::Pages(int64_t bytes) : bytes_((bytes + 4095) / 4096 * 4096) {
   if (bytes_ == 0) bytes_ = 4096;
+  if (kGuarded) {
+    const size_t lines = size_t(bytes < 1 ? 64 : (bytes + 63) / 64 * 64);
+    base_ = data_ = static_cast<uint8_t*>(std::aligned_alloc(64, lines));
+    if (!base_) throw std::bad_alloc();
+    std::memset(base_, 0, lines);
+    return;
+  }
   mapped_ = bytes_ + (bytes_ >= kLarge ? kLarge : 0);
   void* p = mmap(nullptr, size_t(mapped_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
@@ -32,13 +56,19 @@ Pages::Pages(int64_t bytes) : bytes_((bytes + 4095) / 4096 * 4096) {
   }
 }
 
-Pages::~Pages() { munmap(base_, size_t(mapped_)); }
+Pages::~Pages() {
+  if (kGuarded)
+    std::free(base_);
+  else
+    munmap(base_, size_t(mapped_));
+}
 
 FileRows::FileRows(int fd, int64_t offset, int type, int64_t rows, int64_t columns)
-    : fd_(dup(fd)), type_(type), offset_(offset), rows_(rows), columns_(columns) {
+    : type_(type), offset_(offset), rows_(rows), columns_(columns) {
   const BlockShape s = block_shape(type);
   if (s.elements == 0 || columns % s.elements || rows < 1 || columns < 1)
     throw std::invalid_argument("rows do not fit their storage type");
+  fd_ = dup(fd);
   if (fd_ < 0) throw std::runtime_error("the file's descriptor cannot be kept open");
   row_bytes_ = columns / s.elements * s.bytes;
 }
@@ -81,6 +111,7 @@ void Weight::find_kernels() {
 Weight::Weight(std::shared_ptr<FileRows> source, std::vector<int32_t> order, bool resident)
     : source_(std::move(source)),
       order_(std::move(order)),
+      resident_(resident),
       type_(source_->type()),
       rows_(source_->rows()),
       columns_(source_->columns()) {
@@ -89,11 +120,10 @@ Weight::Weight(std::shared_ptr<FileRows> source, std::vector<int32_t> order, boo
   for (int32_t row : order_)
     if (row < 0 || row >= rows_) throw std::invalid_argument("the order names a row there is not");
   find_kernels();
-  if (resident) pages_ = std::make_unique<Pages>(panels_ * panel_bytes_);
 }
 
 Weight::Weight(int type, int64_t rows, int64_t columns, const uint8_t* data)
-    : type_(type), rows_(rows), columns_(columns) {
+    : resident_(true), type_(type), rows_(rows), columns_(columns) {
   find_kernels();
   pages_ = std::make_unique<Pages>(panels_ * panel_bytes_);
   const BlockShape s = block_shape(type);
@@ -123,14 +153,16 @@ bool Weight::build(int64_t p, uint8_t* raw, uint8_t* panel) const {
 }
 
 bool Weight::load(Pool& pool) {
-  if (!pages_ || !source_) return true;
+  if (!resident_ || pages_) return true;
+  auto pages = std::make_unique<Pages>(panels_ * panel_bytes_);
   Tickets tickets;
   std::atomic<bool> good{true};
   pool.run([&](int) {
     std::vector<uint8_t> raw(size_t(kPanelRows * source_->row_bytes()));
     for (int64_t p = tickets.take(1); p < panels_ && good; p = tickets.take(1))
-      if (!build(p, raw.data(), pages_->data() + p * panel_bytes_)) good = false;
+      if (!build(p, raw.data(), pages->data() + p * panel_bytes_)) good = false;
   });
+  if (good) pages_ = std::move(pages);
   return good;
 }
 
@@ -141,6 +173,7 @@ int64_t Weight::scratch_bytes() const {
 
 const uint8_t* Weight::panel(int64_t p, uint8_t* scratch) const {
   if (pages_) return pages_->data() + p * panel_bytes_;
+  if (resident_) return nullptr;  // never loaded
   uint8_t* panel = scratch + (kPanelRows * source_->row_bytes() + 63) / 64 * 64;
   return build(p, scratch, panel) ? panel : nullptr;
 }

@@ -23,7 +23,7 @@ class Pages {
 
  private:
   uint8_t *base_, *data_;
-  int64_t bytes_, mapped_;
+  int64_t bytes_, mapped_ = 0;
 };
 
 // Rows of one storage type in an open file. The descriptor is the holder's own.
@@ -55,7 +55,8 @@ class Weight {
   // From rows in memory, [rows][row bytes].
   Weight(int type, int64_t rows, int64_t columns, const uint8_t* data);
 
-  // Fills a resident weight's panels; false where the file ends early.
+  // Takes a resident weight's memory and fills its panels; false where the file ends early. Until
+  // then nothing has been taken, so that what it will be can be counted first.
   bool load(Pool& pool);
 
   int64_t rows() const { return rows_; }
@@ -63,11 +64,12 @@ class Weight {
   int64_t panels() const { return panels_; }
   int64_t panel_bytes() const { return panel_bytes_; }
   int type() const { return type_; }
-  bool resident() const { return bool(pages_); }
-  int64_t memory() const { return pages_ ? pages_->bytes() : 0; }
+  bool resident() const { return resident_; }
+  int64_t memory() const { return resident_ ? panels_ * panel_bytes_ : 0; }
   const PanelKernels& kernels() const { return *kernels_; }
 
-  // Panel `p`: in memory, or built in `scratch` (`scratch_bytes`); null where reading failed.
+  // Panel `p`: in memory, or built in `scratch` (`scratch_bytes`); null where reading failed, or
+  // `load` has not been called.
   const uint8_t* panel(int64_t p, uint8_t* scratch) const;
   int64_t scratch_bytes() const;
 
@@ -78,6 +80,7 @@ class Weight {
   std::shared_ptr<FileRows> source_;
   std::vector<int32_t> order_;
   const PanelKernels* kernels_ = nullptr;
+  bool resident_;
   int type_ = 0;
   int64_t rows_ = 0, columns_ = 0, panels_ = 0, panel_bytes_ = 0;
   std::unique_ptr<Pages> pages_;

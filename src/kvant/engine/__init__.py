@@ -6,6 +6,13 @@
     load.py        a checkpoint becomes an engine: memory counted, weights read into panels
     session.py     steps over a ragged batch; single layers, captures, replaced tensors
     kv_blocks.py   blocks of keys and values, and the sequences that hold them
+    sampling.py    from a row of logits to the next token
+    stopping.py    strings and tokens that end a text
+    detokenize.py  tokens to text as they come, never half a character
+    generate.py    prompts to texts, many at once
+    results.py     what a generation gives: pieces, whole texts, usage
+
+docs/engine.md explains it, and what to write for a new packing.
 """
 
 from kvant.engine.kv_blocks import KvBlocks, KvSequence

@@ -17,7 +17,7 @@ __all__ = ["KvBlocks", "KvSequence"]
 
 
 class KvBlocks:
-    """The pool of blocks. Not for use by several threads at once."""
+    """The pool of blocks. One thread at a time takes; any thread may give back."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -55,9 +55,9 @@ class KvBlocks:
                 f"{count * KV_BLOCK:,} more are needed. Free a sequence, use shorter texts, or "
                 "load the model with a larger cache."
             )
-        taken = self._free[len(self._free) - count :][::-1]
-        del self._free[len(self._free) - count :]
-        return taken
+        # One at a time: a sequence that is dropped meanwhile, by the garbage collector or in
+        # another thread, gives its blocks back to the same list.
+        return [self._free.pop() for _ in range(count)]
 
     def give_back(self, blocks: list[int]) -> None:
         """Return blocks that `take` gave."""
@@ -87,6 +87,11 @@ class KvSequence:
         table = np.zeros(width, np.int32)
         table[: len(self._blocks)] = self._blocks
         return table
+
+    @property
+    def pool(self) -> KvBlocks:
+        """Where the blocks come from."""
+        return self._pool
 
     @property
     def block_count(self) -> int:

@@ -17,7 +17,7 @@ from kvant.checkpoint.weights import rotary_row_order
 from kvant.engine.kv_blocks import KvBlocks
 from kvant.engine.plan import WeightSource, as_vector, lower
 from kvant.engine.session import Engine
-from kvant.errors import InputError, NotEnoughMemoryError, UnsupportedError
+from kvant.errors import InputError, NotEnoughMemoryError, UnsupportedError, UsageError
 from kvant.files.source import quote
 from kvant.graph.ir import WeightRef
 
@@ -65,20 +65,42 @@ def load_engine(
 
     Raises:
         NotEnoughMemoryError: said before anything is loaded, with what would fit.
+        UsageError: there is no such ``kv_type``.
         UnsupportedError: a weight's storage type has no kernels.
         InputError: a file cannot be read or ends early.
         DataError: NaN or infinity in a norm or bias.
     """
+    if kv_type not in KV_TYPES:
+        raise UsageError(f"kv_type should be one of {', '.join(KV_TYPES)}, got {kv_type!r}.")
+    _check_types(checkpoint)
     plan = _core.Plan(_thread_count(threads), max(8, min(step_tokens, _context(checkpoint))))
     with _Loader(checkpoint, plan, resident).open() as loader:
         lowered = lower(checkpoint.graph, plan, loader.source(), KV_TYPES[kv_type])
         budget = _Budget.of(checkpoint, plan, loader, kv_type, memory_limit)
         blocks = budget.blocks(kv_tokens)
-        loader.read(progress)
-        plan.finish(blocks, lowered.stream, lowered.result, lowered.layers)
+        try:
+            loader.read(progress)
+            plan.finish(blocks, lowered.stream, lowered.result, lowered.layers)
+        except MemoryError:
+            raise NotEnoughMemoryError(
+                f"{checkpoint.path}: the system does not give the {_mb(budget.total(blocks))} that "
+                "the model and its cache take. Raise this process's limit, use a smaller cache, or "
+                "quantise the model to fewer bits."
+            ) from None
     return Engine(
         plan, lowered, KvBlocks(blocks), name=str(checkpoint.path), context=_context(checkpoint)
     )
+
+
+def _check_types(checkpoint: Checkpoint) -> None:
+    """Every matrix, before the first is touched."""
+    for name, weight in checkpoint.weights.items():
+        stored = weight.stored
+        if len(weight.shape) == 2 and not _core.has_panels(stored.type.id):
+            raise UnsupportedError(
+                f"{stored.path}: tensor {quote(name)} is stored as {stored.type.name}, "
+                "which the engine cannot run. Quantise it to a packing that `kvant formats` lists."
+            )
 
 
 def _context(checkpoint: Checkpoint) -> int:
@@ -161,11 +183,6 @@ class _Loader:
 
     def _rows(self, weight: Weight) -> _core.FileRows:
         stored = weight.stored
-        if not _core.has_panels(stored.type.id):
-            raise UnsupportedError(
-                f"{stored.path}: tensor {quote(weight.name)} is stored as {stored.type.name}, "
-                "which the engine cannot run. Quantise it to a packing that `kvant formats` lists."
-            )
         if stored.path not in self._files:
             try:
                 self._files[stored.path] = os.open(stored.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -209,6 +226,10 @@ class _Budget:
             available_memory() if limit is None else limit,
             block,
         )
+
+    def total(self, blocks: int) -> int:
+        """Bytes of everything, with so many blocks."""
+        return self.weights + self.scratch + blocks * self.block
 
     def blocks(self, kv_tokens: int | None) -> int:
         """Blocks of the cache."""

@@ -128,8 +128,13 @@ class Engine:
         """Logits of rows that ``step(..., logits="hidden")`` gave: float32 [rows, vocabulary].
 
         Raises:
+            UsageError: rows of another length.
             DataError: they are NaN or infinite.
         """
+        if hidden.ndim != 2 or hidden.shape[1] != self.hidden_size:
+            raise UsageError(
+                f"Expected hidden states [rows, {self.hidden_size}], got {list(hidden.shape)}."
+            )
         out = np.empty((len(hidden), self.vocab_size), np.float32)
         if len(hidden):
             with self._lock:
@@ -140,6 +145,10 @@ class Engine:
         if len({id(s) for s, _ in entries}) != len(entries):
             raise UsageError("A sequence is named twice in one step; join its tokens.")
         for sequence, tokens in entries:
+            if sequence.pool is not self.kv:
+                raise UsageError(
+                    "A sequence belongs to another engine; make one with this engine's `sequence`."
+                )
             if sequence.length + len(tokens) > self.context:
                 raise ContextError(sequence.length + len(tokens), self.context)
         missing = sum(s.missing_blocks(len(tokens)) for s, tokens in entries)
@@ -289,11 +298,14 @@ class Engine:
                 f"Expected a layer from 0 to {self.layers - 1} and hidden states [{rows}, "
                 f"{self.hidden_size}], got layer {layer} and {list(hidden.shape)}."
             )
-        if not 0 < rows <= self.step_tokens:
-            raise UsageError(f"A layer takes 1 to {self.step_tokens} rows at once, got {rows}.")
+        if not 0 < rows <= self.step_tokens or min(count for _, count in sequences) < 1:
+            raise UsageError(
+                f"A layer takes 1 to {self.step_tokens} rows at once, some of each sequence; "
+                f"got {[count for _, count in sequences]}."
+            )
         inputs, captures = self._captures(layer, capture, rows)
         tokens = np.zeros(rows, np.int32)
-        out = np.empty_like(hidden, np.float32)
+        out = np.empty(hidden.shape, np.float32)
         with self._lock:
             self._reserve([(s, tokens[:n]) for s, n in sequences])
             found = self._plan.step(

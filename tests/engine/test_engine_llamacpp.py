@@ -1,0 +1,62 @@
+"""The engine and llama.cpp on the same files.
+
+Bounds, with the largest that was measured in brackets. F32 and F16: 1e-3 of the largest logit (5e-4
+and 8e-4): the engine's cache is in half precision, llama.cpp's here is not, and llama.cpp rounds
+activations beside F16 weights. Quantised: mean KL divergence 1e-3 (3e-4 to 5e-4); both round
+activations to 8 bits, each in its own way.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine_models import MODELS, TOKENS, divergence, relative
+
+import kvant
+from kvant.checkpoint import open_checkpoint
+from kvant.engine import load_engine
+from oracles.llama import Llama
+from oracles.llama import load as load_llama
+from oracles.models import make_folder
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module")
+def llama() -> Llama:
+    try:
+        return load_llama()
+    except ImportError as error:
+        pytest.skip(f"xllamacpp is not usable here: {error}")
+
+
+def engine_logits(path: Path) -> np.ndarray:
+    engine = load_engine(open_checkpoint(path), threads=2, kv_tokens=128)
+    with engine.sequence() as sequence:
+        return engine.step([(sequence, TOKENS)], logits="all")
+
+
+NAMES = [n for n in MODELS if "odd" not in n]  # llama.cpp wants heads of 16 and more
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_floats(name: str, dtype: str, tmp_path: Path, llama: Llama) -> None:
+    folder = make_folder(tmp_path / name, MODELS[name], dtype="F16")
+    (path,) = kvant.convert(folder, tmp_path / "m.gguf", dtype=dtype).paths
+    found = relative(engine_logits(path), llama.logits(path, TOKENS))
+    assert found < 1e-3
+
+
+RECIPES = ("Q2_K", "Q3_K_M", "Q4_0", "Q4_1", "Q4_K_M", "Q5_0", "Q5_1", "Q5_K_M", "Q6_K", "Q8_0")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_quantised(name: str, recipe: str, tmp_path: Path, llama: Llama) -> None:
+    folder = make_folder(tmp_path / name, MODELS[name], dtype="BF16")
+    (path,) = kvant.quantize(folder, recipe, tmp_path / "m.gguf").paths
+    found = divergence(llama.logits(path, TOKENS), engine_logits(path))
+    assert found < 1e-3

@@ -18,6 +18,11 @@
 
 namespace kvant {
 
+// Panels unpacked together: their bytes stay in the second-level cache beside a tile.
+inline constexpr int64_t kUnpacked = 384 << 10;
+
+inline int64_t cache_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
 // What is done to a linear's input before it is rounded into tiles.
 enum class Before : int { Nothing = 0, RmsNorm = 1, SwiGlu = 2 };
 
@@ -143,7 +148,6 @@ class Plan {
   void multiply(const Op& op, Run& run, int thread, int64_t tokens, float* out, int64_t out_stride);
   void attention(const Op& op, Run& run, int thread);
   void positions(Run& run, int thread);
-  Tickets& next_tickets(Run& run, int thread);
   float* row(int buffer, int64_t t) {
     const Buffer& b = buffers_[size_t(buffer)];
     return b.data + t * b.stride;

@@ -167,9 +167,12 @@ def stored(x: F32, head_dim: int, kind: int) -> F64:
     for e in range(0, head_dim, 32):
         part = heads[..., e : e + 32]
         peak = np.abs(part).max(-1, keepdims=True).astype(np.float32)
-        d = (peak / np.float32(127)).astype(np.float16).astype(np.float64)
-        codes = np.rint(np.divide(part, d, out=np.zeros_like(part), where=d > 0))
-        out[..., e : e + 32] = np.clip(codes, -127, 127) * d
+        d = (peak / np.float32(127)).astype(np.float16).astype(np.float32)
+        # In float32 by the reciprocal, as the kernel does it: where a number lies between two codes
+        # any other way of dividing may choose the other one.
+        inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d > 0)
+        codes = np.rint(np.clip(part.astype(np.float32) * inverse, -127, 127))
+        out[..., e : e + 32] = codes.astype(np.float64) * d
     return out.reshape(x.shape)
 
 

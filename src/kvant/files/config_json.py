@@ -72,7 +72,6 @@ def _read(path: Path, max_bytes: int) -> bytes:
     return raw
 
 
-@collector_paused()
 def parse_json(raw: bytes, what: str, max_bytes: int, max_values: int = MAX_VALUES) -> object:
     """Parse JSON text within the limits of ``read_json``; ``what`` starts every message."""
 
@@ -88,14 +87,15 @@ def parse_json(raw: bytes, what: str, max_bytes: int, max_values: int = MAX_VALU
         raise fail(f"expected at most {max_values} values, got up to {values}")
     try:
         text = raw.decode()
-        del raw
-        value: object = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-        )
-        _check_depth(value)
+        del raw  # the caller keeps no other reference; a decorator would
+        with collector_paused():
+            value: object = json.loads(
+                text,
+                object_pairs_hook=_unique,
+                parse_constant=_no_constant,
+                parse_float=_finite,
+            )
+            _check_depth(value)
         if escaped:
             _check_text(value)
     except _BadJsonError as error:

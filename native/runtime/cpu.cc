@@ -44,13 +44,11 @@ std::vector<const Isa*> usable_isas() {
   // What CMakeLists.txt lets the compiler use; a virtual machine may hide any of it.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("bmi2") && has_f16c();
-#if !defined(KVANT_NO_AVX512)
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     if (__builtin_cpu_supports("avx512vnni")) found.push_back(&avx512vnni::kIsa);
     found.push_back(&avx512::kIsa);
   }
-#endif
   if (avx2) found.push_back(&avx2::kIsa);
 #endif
   found.push_back(&scalar::kIsa);

@@ -23,6 +23,9 @@ extern const VocabKernels kVocabKernels;
 namespace avx512 {
 extern const VocabKernels kVocabKernels;
 }
+namespace avx512vnni {
+extern const VocabKernels kVocabKernels;
+}
 #endif
 
 namespace {
@@ -31,7 +34,7 @@ constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 const VocabKernels& kernels() {
 #if defined(__x86_64__)
-  for (const VocabKernels* k : {&avx512::kVocabKernels, &avx2::kVocabKernels})
+  for (const VocabKernels* k : {&avx512vnni::kVocabKernels, &avx512::kVocabKernels, &avx2::kVocabKernels})
     if (std::strcmp(k->isa, current_isa().name) == 0) return *k;
 #endif
   return scalar::kVocabKernels;

@@ -1,8 +1,8 @@
 """A weight times activations through the core's plan, and what NumPy says it should be.
 
 The plan is the least there can be: one linear, whose input is given and whose output is the result.
-Up to four tiles, 32 tokens, are multiplied straight from the panels; more are multiplied from panels
-that were unpacked.
+Up to four tiles, 32 tokens, are multiplied straight from the panels; more are multiplied from
+panels that were unpacked.
 """
 
 from __future__ import annotations

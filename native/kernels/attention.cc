@@ -118,10 +118,10 @@ void load_queries(const Attention& a, int64_t row, int64_t rows, float* q) {
 float weigh(float* s, float* record, int64_t low, int64_t high, int64_t begin, int64_t end,
             float softcap) {
   if (softcap > 0) {
-    const vf inverse = vspread(1.0f / softcap), cap = vspread(softcap * kLog2E);
+    const vf inverse = splat(1.0f / softcap), cap = splat(softcap * kLog2E);
     for (int64_t j = begin; j < end; j += kLanes) store(s + j, vtanh(load(s + j) * inverse) * cap);
   }
-  const vf lowest = vspread(-INFINITY);
+  const vf lowest = splat(-INFINITY);
   if (low > begin || high < end)
     for (int64_t j = begin; j < end; j += kLanes) {
       const vi slot = vcount() + int32_t(j);
@@ -134,10 +134,10 @@ float weigh(float* s, float* record, int64_t low, int64_t high, int64_t begin, i
   const float top = here > old ? here : old;
   record[kMax] = top;
   const float shift = top == -INFINITY ? 0.0f : top;  // nothing seen yet: all weights are zero
-  const float factor = vexp2(vspread(old - shift))[0];
-  vf sum = load(record) * vspread(factor);
+  const float factor = vexp2(splat(old - shift))[0];
+  vf sum = load(record) * splat(factor);
   for (int64_t j = begin; j < end; j += kLanes) {
-    const vf p = vexp2(load(s + j) - vspread(shift));
+    const vf p = vexp2(load(s + j) - splat(shift));
     store(s + j, p);
     sum += p;
   }
@@ -214,7 +214,7 @@ void join(float* total, const float* part, int64_t padded) {
   const float old = total[kMax], here = part[kMax];
   const float top = here > old ? here : old;
   const float shift = top == -INFINITY ? 0.0f : top;
-  const vf keep = vexp2(vspread(old - shift)), take = vexp2(vspread(here - shift));
+  const vf keep = vexp2(splat(old - shift)), take = vexp2(splat(here - shift));
   total[kMax] = top;
   total[0] = total[0] * keep[0] + part[0] * take[0];
   for (int64_t e = kHeader; e < kHeader + padded; e += kLanes)
@@ -224,7 +224,7 @@ void join(float* total, const float* part, int64_t padded) {
 // The weighted mean. Adding zero makes a negative zero positive: where a weight underflowed, its
 // sign would tell how queries were grouped.
 void finish(const float* total, int64_t head_dim, float* out) {
-  const vf sum = vspread(total[0]);
+  const vf sum = splat(total[0]);
   int64_t e = 0;
   for (; e + kLanes <= head_dim; e += kLanes)
     store(out + e, load(total + kHeader + e) / sum + 0.0f);

@@ -46,7 +46,7 @@ static void score_block(const float* q, const uint8_t* k, const uint8_t* ahead, 
         if constexpr (T == KvType::Q8_0) row[n] *= scale[n];
       }
       for (int m = 0; m < M; ++m) {
-        const vf x = vspread(q[m]);
+        const vf x = splat(q[m]);
         for (int n = 0; n < N; ++n) acc[m][n] = vfma(x, row[n], acc[m][n]);
       }
     }
@@ -65,7 +65,7 @@ static void weigh_blocks(const float* p, const Blocks& blocks, int64_t e, int64_
   vf acc[M][N];
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n)
-      acc[m][n] = load(out + m * out_stride + n * kLanes) * vspread(factors[m]);
+      acc[m][n] = load(out + m * out_stride + n * kLanes) * splat(factors[m]);
   for (int64_t j = begin; j < end;) {
     const uint8_t* v = blocks.here[j / kKvBlock] + values;
     const uint8_t* ahead = blocks.ahead[j / kKvBlock] + values;
@@ -83,7 +83,7 @@ static void weigh_blocks(const float* p, const Blocks& blocks, int64_t e, int64_
           row[n] *= vspread_f16((const uint16_t*)(v + scales) + (e + n * kLanes) / 32);
       }
       for (int m = 0; m < M; ++m) {
-        const vf x = vspread(p[m * kChunk + j]);
+        const vf x = splat(p[m * kChunk + j]);
         for (int n = 0; n < N; ++n) acc[m][n] = vfma(x, row[n], acc[m][n]);
       }
     }

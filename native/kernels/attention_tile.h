@@ -72,11 +72,11 @@ static inline void unpack_values_q8(const uint8_t* in, int64_t head_dim, int64_t
   for (int64_t t = 0; t < tokens; ++t, codes += head_dim, scales += groups, v += padded) {
     int64_t e = 0;
     for (; e + kLanes <= head_dim; e += kLanes)
-      store(v + e, vload_i8(codes + e) * vspread(half_to_float(scales[e / 32])));
+      store(v + e, vload_i8(codes + e) * splat(half_to_float(scales[e / 32])));
     if (e < head_dim) {
       int8_t rest[kLanes] = {};
       std::memcpy(rest, codes + e, size_t(head_dim - e));
-      store(v + e, vload_i8(rest) * vspread(half_to_float(scales[e / 32])));
+      store(v + e, vload_i8(rest) * splat(half_to_float(scales[e / 32])));
     }
     for (e += kLanes * (e < head_dim); e < padded; e += kLanes) store(v + e, vf{});
   }
@@ -92,7 +92,7 @@ template <int M, int N, int AM, int AK>
     vf row[N];
     for (int n = 0; n < N; ++n) row[n] = load(b + n * kLanes);
     for (int m = 0; m < M; ++m) {
-      const vf x = vspread(a[m * AM]);
+      const vf x = splat(a[m * AM]);
       for (int n = 0; n < N; ++n) acc[m][n] = vfma(x, row[n], acc[m][n]);
     }
   }
@@ -114,7 +114,7 @@ static void value_tile(const float* p, const float* v, int64_t v_stride, int64_t
   vf acc[M][N];
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n)
-      acc[m][n] = load(out + m * out_stride + n * kLanes) * vspread(factors[m]);
+      acc[m][n] = load(out + m * out_stride + n * kLanes) * splat(factors[m]);
   multiply<M, N, kChunk, 1>(acc, p, v, v_stride, count);
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) store(out + m * out_stride + n * kLanes, acc[m][n]);

@@ -1,9 +1,8 @@
 // Dot products with rows in lanes: four columns of every row in one register.
 #pragma once
 
-#include "half.h"
 #include "panel.h"
-#include "simd.h"
+#include "vmath.h"
 
 namespace kvant::KVANT_ISA {
 
@@ -40,16 +39,6 @@ static inline vi splat_word(const void* p) {
 static inline vi splat_int(int32_t x) { return (vi){} + x; }
 
 static inline vf to_float(vi x) { return __builtin_convertvector(x, vf); }
-
-static inline vf fused(vf a, vf b, vf c) {
-#if defined(__AVX512F__)
-  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__AVX2__)
-  return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-  return a * b + c;
-#endif
-}
 
 static inline vi multiply_low(vi a, vi b) {
 #if defined(__AVX512F__)
@@ -109,23 +98,6 @@ static inline vi dot_pairs(vi acc, vi pairs, const int16_t* two) {
   for (int l = 0; l < kLanes; ++l)
     acc[l] += int(int16_t(pairs[l] & 0xffff)) * two[0] + (pairs[l] >> 16) * two[1];
   return acc;
-#endif
-}
-
-// Halves to floats, one a row.
-static inline vf load_halves(const uint8_t* p) {
-#if defined(__AVX512F__)
-  return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
-#elif defined(__AVX2__)
-  return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
-#else
-  vf v;
-  for (int l = 0; l < kLanes; ++l) {
-    uint16_t h;
-    std::memcpy(&h, p + 2 * l, 2);
-    v[l] = half_to_float(h);
-  }
-  return v;
 #endif
 }
 

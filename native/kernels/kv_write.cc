@@ -11,7 +11,7 @@ constexpr float kHalfMax = 65504.0f;
 // Finite numbers end at the largest half. The product is NaN where there is none to begin with:
 // infinity is a fault of the model that has to be seen, not the largest half.
 vf within_half(vf x) {
-  return vmin(vspread(kHalfMax), vmax(vspread(-kHalfMax), x)) + x * 0.0f;
+  return vmin(splat(kHalfMax), vmax(splat(-kHalfMax), x)) + x * 0.0f;
 }
 
 // `count` floats, zeros behind them.

@@ -138,8 +138,8 @@ class PackedBlock {
     return a | b << 16;
   }
 
-  inline vf d(int part) const { return load_halves(head_ + part * kLanes * 2); }
-  inline vf dmin(int part) const { return load_halves(head_ + 32 + part * kLanes * 2); }
+  inline vf d(int part) const { return vload_f16((const uint16_t*)head_ + part * kLanes); }
+  inline vf dmin(int part) const { return vload_f16((const uint16_t*)head_ + 16 + part * kLanes); }
 
  private:
   inline void put(int at, vc v) { std::memcpy(values_ + at, &v, sizeof v); }
@@ -216,13 +216,13 @@ static inline void product_nested(Block& w, int part, int64_t blocks, const uint
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
         const vf a = splat(d[t]);
-        acc[t] = fused(to_float(total[t]), scale * a, acc[t]);
-        acc[t] = fused(to_float(-low[t]), least * a, acc[t]);
+        acc[t] = vfma(to_float(total[t]), scale * a, acc[t]);
+        acc[t] = vfma(to_float(-low[t]), least * a, acc[t]);
       }
     } else {
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t)
-        acc[t] = fused(to_float(total[t] - low[t] * F::zero), scale * splat(d[t]), acc[t]);
+        acc[t] = vfma(to_float(total[t] - low[t] * F::zero), scale * splat(d[t]), acc[t]);
     }
   }
 #pragma GCC unroll 8
@@ -254,12 +254,12 @@ static inline void product_plain(Block& w, int part, int64_t blocks, const uint8
     const vf scale = w.d(part);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t)
-      acc[t] = fused(to_float(total[t]), scale * splat(d[t]), acc[t]);
+      acc[t] = vfma(to_float(total[t]), scale * splat(d[t]), acc[t]);
     if constexpr (F::affine) {
       const vf least = w.dmin(part);
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t)
-        acc[t] = fused(least, splat(d[t] * float(sums[t])), acc[t]);
+        acc[t] = vfma(least, splat(d[t] * float(sums[t])), acc[t]);
     }
   }
 #pragma GCC unroll 8

@@ -36,7 +36,7 @@ void interleave_floats(const uint8_t* const* rows, int n, int64_t columns, uint8
 
 template <int BYTES>
 inline vf load_column(const uint8_t* p) {
-  if constexpr (BYTES == 2) return load_halves(p);
+  if constexpr (BYTES == 2) return vload_f16((const uint16_t*)p);
   return load((const float*)p);
 }
 
@@ -48,7 +48,7 @@ void product_floats(const uint8_t* panel, int64_t columns, const float* x, float
     for (int p = 0; p < kParts; ++p) {
       const vf w = load_column<BYTES>(panel + (c * kPanelRows + p * kLanes) * BYTES);
 #pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) acc[t][p] = fused(w, splat(x[c * W + t]), acc[t][p]);
+      for (int t = 0; t < T; ++t) acc[t][p] = vfma(w, splat(x[c * W + t]), acc[t][p]);
     }
   for (int t = 0; t < T; ++t)
     for (int p = 0; p < kParts; ++p) store(y + t * stride + p * kLanes, acc[t][p]);
@@ -78,8 +78,8 @@ void product_pairs(const uint8_t* panel, int64_t columns, const float* x, float*
       const bool whole = c + 1 < columns;
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
-        acc[t][p] = fused(even, splat(x[c * W + t]), acc[t][p]);
-        if (whole) acc[t][p] = fused(odd, splat(x[(c + 1) * W + t]), acc[t][p]);
+        acc[t][p] = vfma(even, splat(x[c * W + t]), acc[t][p]);
+        if (whole) acc[t][p] = vfma(odd, splat(x[(c + 1) * W + t]), acc[t][p]);
       }
     }
   for (int t = 0; t < T; ++t)
@@ -118,7 +118,7 @@ constexpr auto multiply_bf16 = multiply<product_pairs<1, 1>, product_pairs<2, 2>
 
 void unpack_f16(const uint8_t* panel, int64_t columns, uint8_t* out) {
   for (int64_t i = 0; i < columns * kPanelRows; i += kLanes)
-    store((float*)out + i, load_halves(panel + 2 * i));
+    store((float*)out + i, vload_f16((const uint16_t*)panel + i));
 }
 
 constexpr PanelKernels kF32 = {Act::F32,  float_panel_bytes<4>, no_bytes,     interleave_floats<4>,

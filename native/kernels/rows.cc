@@ -34,7 +34,7 @@ float sum_of_squares(const float* x, int64_t n) {
 void rms_norm(const float* x, const float* w, float* y, int64_t width, int64_t groups, float eps) {
   const int64_t n = width / groups;
   for (int64_t g = 0; g < groups; ++g, x += n, y += n) {
-    const vf inverse = vspread(1.0f / std::sqrt(sum_of_squares(x, n) / float(n) + eps));
+    const vf inverse = splat(1.0f / std::sqrt(sum_of_squares(x, n) / float(n) + eps));
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) store(y + i, load(x + i) * inverse * load(w + i));
     if (i < n)
@@ -81,7 +81,7 @@ void add(float* x, const float* y, int64_t n) {
 typedef double vd __attribute__((vector_size(kLanes * 8)));
 
 void log_sum_exp(const float* x, int64_t n, float* greatest, double* sum) {
-  const vf lowest = vspread(-INFINITY);
+  const vf lowest = splat(-INFINITY);
   const int64_t whole = n / kLanes * kLanes, rest = n - whole;
   vf most = lowest;
   for (int64_t i = 0; i < whole; i += kLanes) most = vmax(most, load(x + i));
@@ -89,7 +89,7 @@ void log_sum_exp(const float* x, int64_t n, float* greatest, double* sum) {
   for (int64_t i = whole; i < n; ++i) top = x[i] > top ? x[i] : top;
 
   vd total = {};
-  const vf base = vspread(top);
+  const vf base = splat(top);
   for (int64_t i = 0; i < whole; i += kLanes)
     total += __builtin_convertvector(vexp(load(x + i) - base), vd);
   if (rest) {

@@ -20,17 +20,6 @@ static inline vf vfma(vf a, vf b, vf c) {
 #endif
 }
 
-// The same number in all lanes. simd.h's splat adds zero, which no compiler may leave out.
-static inline vf vspread(float x) {
-#if defined(__AVX512F__)
-  return (vf)_mm512_set1_ps(x);
-#elif defined(__AVX2__)
-  return (vf)_mm256_set1_ps(x);
-#else
-  return (vf){x, x, x, x};
-#endif
-}
-
 // 0, 1, 2, ... along the lanes.
 static inline vi vcount() {
   vi v;
@@ -64,7 +53,7 @@ static inline vf vspread_f16(const uint16_t* p) {
 #elif defined(__AVX2__)
   return (vf)_mm256_cvtph_ps(_mm_set1_epi16(short(*p)));
 #else
-  return vspread(half_to_float(*p));
+  return splat(half_to_float(*p));
 #endif
 }
 
@@ -110,43 +99,43 @@ static inline vf vscale(vf x, vf n) {
 // 2^x for x <= 127, within an ulp; below 2^-126.5 zero, so 2^-inf is. NaN stays NaN: the order of
 // vmax's arguments sees to it. Coefficients: Moshier, Cephes, exp2f.
 static inline vf vexp2(vf x) {
-  x = vmax(vspread(-127.0f), x);
+  x = vmax(splat(-127.0f), x);
   const vf n = vrint(x);
   const vf r = x - n;
-  vf p = vspread(1.535336188319500e-4f);
-  p = vfma(p, r, vspread(1.339887440266574e-3f));
-  p = vfma(p, r, vspread(9.618437357674640e-3f));
-  p = vfma(p, r, vspread(5.550332471162809e-2f));
-  p = vfma(p, r, vspread(2.402264791363012e-1f));
-  p = vfma(p, r, vspread(6.931472028550421e-1f));
-  return vscale(vfma(p, r, vspread(1.0f)), n);
+  vf p = splat(1.535336188319500e-4f);
+  p = vfma(p, r, splat(1.339887440266574e-3f));
+  p = vfma(p, r, splat(9.618437357674640e-3f));
+  p = vfma(p, r, splat(5.550332471162809e-2f));
+  p = vfma(p, r, splat(2.402264791363012e-1f));
+  p = vfma(p, r, splat(6.931472028550421e-1f));
+  return vscale(vfma(p, r, splat(1.0f)), n);
 }
 
 // e^x, within two ulp; from 88 on it stays at e^88, below -87.6 it is zero. Cephes, expf.
 static inline vf vexp(vf x) {
-  x = vmin(vspread(88.0f), vmax(vspread(-88.02969f), x));  // -88.03 is -127 ln 2
-  const vf n = vrint(x * vspread(1.44269504f));
-  vf r = vfma(n, vspread(-0.693359375f), x);
-  r = vfma(n, vspread(2.12194440e-4f), r);
-  vf p = vspread(1.9875691500e-4f);
-  p = vfma(p, r, vspread(1.3981999507e-3f));
-  p = vfma(p, r, vspread(8.3334519073e-3f));
-  p = vfma(p, r, vspread(4.1665795894e-2f));
-  p = vfma(p, r, vspread(1.6666665459e-1f));
-  p = vfma(p, r, vspread(5.0000001201e-1f));
+  x = vmin(splat(88.0f), vmax(splat(-88.02969f), x));  // -88.03 is -127 ln 2
+  const vf n = vrint(x * splat(1.44269504f));
+  vf r = vfma(n, splat(-0.693359375f), x);
+  r = vfma(n, splat(2.12194440e-4f), r);
+  vf p = splat(1.9875691500e-4f);
+  p = vfma(p, r, splat(1.3981999507e-3f));
+  p = vfma(p, r, splat(8.3334519073e-3f));
+  p = vfma(p, r, splat(4.1665795894e-2f));
+  p = vfma(p, r, splat(1.6666665459e-1f));
+  p = vfma(p, r, splat(5.0000001201e-1f));
   return vscale(vfma(p, r * r, r) + 1.0f, n);
 }
 
 // Cephes, tanhf: a polynomial near zero, where the formula by exponentials would cancel.
 static inline vf vtanh(vf x) {
   const vf size = (vf)((vi)x & 0x7fffffff);
-  const vi sign = (vi)x & (vi)vspread(-0.0f);
+  const vi sign = (vi)x & (vi)splat(-0.0f);
   const vf z = x * x;
-  vf p = vspread(-5.70498872745e-3f);
-  p = vfma(p, z, vspread(2.06390887954e-2f));
-  p = vfma(p, z, vspread(-5.37397155531e-2f));
-  p = vfma(p, z, vspread(1.33314422036e-1f));
-  p = vfma(p, z, vspread(-3.33332819422e-1f));
+  vf p = splat(-5.70498872745e-3f);
+  p = vfma(p, z, splat(2.06390887954e-2f));
+  p = vfma(p, z, splat(-5.37397155531e-2f));
+  p = vfma(p, z, splat(1.33314422036e-1f));
+  p = vfma(p, z, splat(-3.33332819422e-1f));
   const vf small = vfma(p * z, x, x);
   const vf large = 1.0f - 2.0f / (vexp(size + size) + 1.0f);
   return select(size < 0.625f, small, (vf)((vi)large | sign));

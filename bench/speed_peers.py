@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from common import child, kvant_command, peer_binaries
 
@@ -38,17 +38,17 @@ class Plan:
     repeat: int
 
 
-class Contender:
+class Contender(Protocol):
     """Something that runs a plan in a process of its own."""
 
     name: str
 
     def run(self, plan: Plan) -> Rates:
         """Run it once."""
-        raise NotImplementedError
+        ...
 
 
-class Kvant(Contender):
+class Kvant:
     """``kvant bench``."""
 
     name = "kvant"
@@ -73,7 +73,7 @@ class Kvant(Contender):
         )
 
 
-class LlamaBench(Contender):
+class LlamaBench:
     """``llama-bench`` with flash attention, for one sequence."""
 
     def __init__(self, label: str, program: Path, repack: bool) -> None:
@@ -101,7 +101,7 @@ class LlamaBench(Contender):
         return Rates(rates, {})
 
 
-class LlamaBatched(Contender):
+class LlamaBatched:
     """``llama-batched-bench``: sequences that generate together, each after a prompt of its own."""
 
     def __init__(self, label: str, program: Path, repack: bool) -> None:

@@ -6,6 +6,7 @@
 #include "panel.h"
 #include "rowops.h"
 #include "score.h"
+#include "vocab.h"
 
 namespace kvant {
 
@@ -51,6 +52,7 @@ struct Isa {
   PrepareTile prepare_tile;
   const RowKernels* rows;  // what the engine does between matrix products
   ScoreRow score_row;  // logits scored, for evaluation
+  const VocabKernels* vocab;  // logits sampled from
 };
 
 }  // namespace kvant

@@ -2,7 +2,7 @@
 // each. Block of 84 bytes: 16 bytes of scale (low nibble) and minimum, 64 of codes, half d, half
 // dmin.
 #include "k_layout.h"
-#include "matmul.h"
+#include "panels.h"
 #include "search_affine.h"
 
 namespace kvant::KVANT_ISA {

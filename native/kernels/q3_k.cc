@@ -1,7 +1,7 @@
 // Q3_K: 16 sub-blocks of 16 weights, signed 3-bit codes, signed 6-bit scales under one half
 // scale. Block of 110 bytes: 32 bytes of third bits, 64 of low bits, 12 of scales, half d.
 #include "k_layout.h"
-#include "matmul.h"
+#include "panels.h"
 #include "search_symmetric.h"
 
 namespace kvant::KVANT_ISA {

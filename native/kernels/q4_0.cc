@@ -1,6 +1,6 @@
 // Q4_0: signed 4-bit codes with one scale per 32 weights.
 // Block of 18 bytes: half d, 16 bytes of nibbles.
-#include "matmul.h"
+#include "panels.h"
 #include "plain.h"
 
 namespace kvant::KVANT_ISA {

@@ -1,6 +1,6 @@
 // Q4_1: 4-bit codes with a scale and a minimum per 32 weights.
 // Block of 20 bytes: half d, half m, 16 bytes of nibbles.
-#include "matmul.h"
+#include "panels.h"
 #include "plain.h"
 
 namespace kvant::KVANT_ISA {

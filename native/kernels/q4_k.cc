@@ -1,7 +1,7 @@
 // Q4_K: 8 sub-blocks of 32 weights, 4-bit codes, 6-bit scales and minima under a half scale
 // each. Block of 144 bytes: half d, half dmin, 12 bytes of scales and minima, 128 of nibbles.
 #include "k_layout.h"
-#include "matmul.h"
+#include "panels.h"
 #include "search_affine.h"
 
 namespace kvant::KVANT_ISA {

@@ -1,6 +1,6 @@
 // Q5_0: signed 5-bit codes with one scale per 32 weights.
 // Block of 22 bytes: half d, 4 bytes of fifth bits, 16 bytes of nibbles.
-#include "matmul.h"
+#include "panels.h"
 #include "plain.h"
 
 namespace kvant::KVANT_ISA {

@@ -1,6 +1,6 @@
 // Q5_1: 5-bit codes with a scale and a minimum per 32 weights.
 // Block of 24 bytes: half d, half m, 4 bytes of fifth bits, 16 bytes of nibbles.
-#include "matmul.h"
+#include "panels.h"
 #include "plain.h"
 
 namespace kvant::KVANT_ISA {

@@ -2,7 +2,7 @@
 // each. Block of 176 bytes: half d, half dmin, 12 bytes of scales and minima, 32 of fifth bits,
 // 128 of nibbles.
 #include "k_layout.h"
-#include "matmul.h"
+#include "panels.h"
 #include "search_affine.h"
 
 namespace kvant::KVANT_ISA {

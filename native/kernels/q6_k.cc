@@ -3,7 +3,7 @@
 // In each run of 128 codes, byte i of the nibbles holds codes i and i + 64, byte 32 + i codes
 // i + 32 and i + 96; byte i of the pairs holds codes i, i + 32, i + 64, i + 96.
 #include "k_layout.h"
-#include "matmul.h"
+#include "panels.h"
 #include "search_symmetric.h"
 
 namespace kvant::KVANT_ISA {

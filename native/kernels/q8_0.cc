@@ -1,5 +1,5 @@
 // Q8_0: signed 8-bit codes with one scale per 32 weights. Block of 34 bytes: half d, 32 codes.
-#include "matmul.h"
+#include "panels.h"
 #include "plain.h"
 
 namespace kvant::KVANT_ISA {

@@ -122,6 +122,6 @@ void weigh(const float* x, int64_t n, float most, float scale, float* e, double*
 
 }  // namespace
 
-extern const VocabKernels kVocabKernels = {KVANT_NAME(KVANT_ISA), maxima, gather, weigh};
+extern const VocabKernels kVocab = {maxima, gather, weigh};
 
 }  // namespace kvant::KVANT_ISA

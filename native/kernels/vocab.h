@@ -13,7 +13,6 @@ inline constexpr int64_t kVocabLanes = 16;
 inline int64_t vocab_chunks(int64_t n) { return (n + kVocabChunk - 1) / kVocabChunk; }
 
 struct VocabKernels {
-  const char* isa;
   // The greatest value of each lane of each chunk, [chunks, kVocabLanes]; -infinity where a lane has
   // none. Returns whether every value is finite. The k-th greatest of these maxima is at most the
   // k-th greatest value, and nearly equal to it while k is small against their number.

@@ -7,38 +7,16 @@
 #include <limits>
 #include <numeric>
 
-#include "../kernels/vocab.h"
 #include "cpu.h"
 #include "random.h"
 
 namespace kvant {
 
-namespace scalar {
-extern const VocabKernels kVocabKernels;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const VocabKernels kVocabKernels;
-}
-namespace avx512 {
-extern const VocabKernels kVocabKernels;
-}
-namespace avx512vnni {
-extern const VocabKernels kVocabKernels;
-}
-#endif
-
 namespace {
 
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
-const VocabKernels& kernels() {
-#if defined(__x86_64__)
-  for (const VocabKernels* k : {&avx512vnni::kVocabKernels, &avx512::kVocabKernels, &avx2::kVocabKernels})
-    if (std::strcmp(k->isa, current_isa().name) == 0) return *k;
-#endif
-  return scalar::kVocabKernels;
-}
+const VocabKernels& kernels() { return *current_isa().vocab; }
 
 struct Ranked {
   float value;

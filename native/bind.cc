@@ -161,6 +161,20 @@ std::vector<std::string> isas() {
   return names;
 }
 
+// The texts themselves. A text that is not whole or not UTF-8 raises: `walk_texts` comes first.
+nb::list decoded_texts(nb::bytes data, int64_t count) {
+  const auto* bytes = reinterpret_cast<const uint8_t*>(data.c_str());
+  const int64_t size = int64_t(data.size());
+  nb::list out;
+  for (int64_t i = 0, at = 0; i < count; ++i) {
+    const TextWalk walk = walk_texts(bytes, size, at, 1);
+    require(walk.count == 1, "the texts are not whole");
+    out.append(nb::str(data.c_str() + at + 8, size_t(walk.end - at - 8)));
+    at = walk.end;
+  }
+  return out;
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -181,6 +195,8 @@ NB_MODULE(_core, m) {
         "out"_a.noconvert());
   m.def("unlayout", &unlayout, "type"_a, "data"_a.noconvert(), "codes"_a.noconvert(),
         "scales"_a.noconvert());
+  m.def("decode_texts", &decoded_texts, "data"_a, "count"_a,
+        "`count` texts from the start, as `walk_texts` has passed them.");
   m.def("walk_texts", &texts, "data"_a, "start"_a, "most"_a,
         "Pass over texts (length in 8 bytes, UTF-8); returns how many, where they end, and whether "
         "the next one is UTF-8 or not wholly there.");

@@ -14,6 +14,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from kvant._core import decode_texts
+
 __all__ = [
     "ITEM_DTYPES",
     "Texts",
@@ -107,13 +109,7 @@ class Texts(Sequence[str]):
     def decoded(self) -> list[str]:
         """All of them; not to be changed."""
         if self._list is None:
-            raw, position = self.raw, 0
-            out: list[str] = []
-            for _ in range(self._count):
-                start = position + 8
-                position = start + int.from_bytes(raw[position:start], "little")
-                out.append(raw[start:position].decode())
-            self._list = out
+            self._list = decode_texts(self.raw, self._count)
         return self._list
 
 

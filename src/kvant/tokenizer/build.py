@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvant.errors import FileFormatError, UsageError
+from kvant.files.config_json import collector_paused
 from kvant.files.source import quote
 from kvant.tokenizer import pretokenizers
 from kvant.tokenizer.byte_alphabet import decode_bytes
@@ -47,7 +48,8 @@ def build(definition: TokenizerDefinition) -> Tokenizer:
         FileFormatError: merges need tokens that are not there.
         UnsupportedError: the pre-tokenizer is not known.
     """
-    return Tokenizer(definition)
+    with collector_paused():  # hundreds of thousands of pairs, and no cycle among them
+        return Tokenizer(definition)
 
 
 def byte_token(byte: int) -> str:

@@ -78,6 +78,23 @@ static inline vi dot(vi acc, vc codes, const int8_t* four) {
     return acc + (vi)_mm256_add_epi32(l, h);
   }
   return acc + (vi)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)codes, a), ones);
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+  return (vi)vusdotq_s32((int32x4_t)acc, (uint8x16_t)codes, (int8x16_t)splat_word(four));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  const int8x16_t a = (int8x16_t)splat_word(four);
+  if constexpr (WIDE) {  // code = (code - 128) + 64 + 64, as signed bytes
+    const int8x16_t half = vdupq_n_s8(64);
+    const int32x4_t rest = vdotq_s32(vdotq_s32((int32x4_t)acc, half, a), half, a);
+    return (vi)vdotq_s32(rest, (int8x16_t)veorq_u8((uint8x16_t)codes, vdupq_n_u8(128)), a);
+  }
+  return (vi)vdotq_s32((int32x4_t)acc, (int8x16_t)codes, a);
+#elif defined(KVANT_NEON)
+  const int8x16_t a = (int8x16_t)splat_word(four);
+  const int16x8_t low = vmulq_s16((int16x8_t)vmovl_u8(vget_low_u8((uint8x16_t)codes)),
+                                  vmovl_s8(vget_low_s8(a)));
+  const int16x8_t high = vmulq_s16((int16x8_t)vmovl_u8(vget_high_u8((uint8x16_t)codes)),
+                                   vmovl_s8(vget_high_s8(a)));
+  return (vi)vaddq_s32((int32x4_t)acc, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
 #else
   for (int l = 0; l < kLanes; ++l)
     acc[l] += int(codes[4 * l]) * four[0] + int(codes[4 * l + 1]) * four[1] +
@@ -94,6 +111,10 @@ static inline vi dot_pairs(vi acc, vi pairs, const int16_t* two) {
   return acc + (vi)_mm512_madd_epi16((__m512i)pairs, (__m512i)splat_word(two));
 #elif defined(__AVX2__)
   return acc + (vi)_mm256_madd_epi16((__m256i)pairs, (__m256i)splat_word(two));
+#elif defined(KVANT_NEON)
+  const int16x8_t p = (int16x8_t)pairs, t = (int16x8_t)splat_word(two);
+  const int32x4_t low = vmull_s16(vget_low_s16(p), vget_low_s16(t));
+  return (vi)vaddq_s32((int32x4_t)acc, vpaddq_s32(low, vmull_high_s16(p, t)));
 #else
   for (int l = 0; l < kLanes; ++l)
     acc[l] += int(int16_t(pairs[l] & 0xffff)) * two[0] + (pairs[l] >> 16) * two[1];
@@ -107,6 +128,10 @@ static inline vi widen(const uint8_t* p) {
   return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
 #elif defined(__AVX2__)
   return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#elif defined(KVANT_NEON)
+  uint32_t four;
+  std::memcpy(&four, p, 4);
+  return (vi)vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)))));
 #else
   vi v;
   for (int l = 0; l < kLanes; ++l) v[l] = p[l];
@@ -119,6 +144,10 @@ static inline vi widen_signed(const uint8_t* p) {
   return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
 #elif defined(__AVX2__)
   return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#elif defined(KVANT_NEON)
+  uint32_t four;
+  std::memcpy(&four, p, 4);
+  return (vi)vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four)))));
 #else
   vi v;
   for (int l = 0; l < kLanes; ++l) v[l] = int8_t(p[l]);
@@ -143,6 +172,11 @@ static inline vc add_bits(vc codes, const uint8_t* bits) {
   const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201ull));
   const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
   return codes | (vc)_mm256_and_si256(set, _mm256_set1_epi8(VALUE));
+#elif defined(KVANT_NEON)
+  const uint8x16_t spread = vcombine_u8(vdup_n_u8(bits[0]), vdup_n_u8(bits[1]));
+  const uint8x8_t places = {1, 2, 4, 8, 16, 32, 64, 128};
+  const uint8x16_t set = vtstq_u8(spread, vcombine_u8(places, places));
+  return codes | (vc)vandq_u8(set, vdupq_n_u8(VALUE));
 #else
   for (int i = 0; i < kLanes * 4; ++i)
     codes[i] |= uint8_t((bits[i / 8] >> (i % 8) & 1) * VALUE);

@@ -57,6 +57,9 @@ void from_f16(const uint8_t* in, float* out, int64_t n) {
 #elif defined(__F16C__)
   for (; i + 8 <= n; i += 8)
     _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(in + 2 * i))));
+#elif defined(KVANT_NEON)
+  for (; i + 4 <= n; i += 4)
+    vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(in + 2 * i))));
 #endif
   for (; i < n; ++i) {
     uint16_t h;
@@ -79,6 +82,9 @@ void to_f16(const float* in, uint8_t* out, int64_t n) {
   for (; i + 8 <= n; i += 8)
     _mm_storeu_si128((__m128i*)(out + 2 * i),
                      _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(KVANT_NEON)
+  for (; i + 4 <= n; i += 4)
+    vst1_u8(out + 2 * i, vreinterpret_u8_f16(vcvt_f16_f32(vld1q_f32(in + i))));
 #endif
   for (; i < n; ++i) {
     const uint16_t h = float_to_half(in[i]);

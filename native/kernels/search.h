@@ -27,6 +27,8 @@ static inline vf vround_to_half(vf x) {
   return (vf)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__AVX2__)
   return (vf)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(KVANT_NEON)
+  return (vf)vcvt_f32_f16(vcvt_f16_f32((float32x4_t)x));
 #else
   for (int l = 0; l < kLanes; ++l) x[l] = half_to_float(float_to_half(x[l]));
   return x;

@@ -10,6 +10,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(KVANT_NEON)  // the scalar set of an ARM machine does without
+#include <arm_neon.h>
 #endif
 
 namespace kvant::KVANT_ISA {
@@ -39,6 +41,8 @@ static inline vf splat(float x) {
   return (vf)_mm512_set1_ps(x);
 #elif defined(__AVX2__)
   return (vf)_mm256_set1_ps(x);
+#elif defined(KVANT_NEON)
+  return (vf)vdupq_n_f32(x);
 #else
   vf v = {};
   for (int l = 0; l < kLanes; ++l) v[l] = x;
@@ -54,6 +58,9 @@ static inline uint32_t lanes(vi mask) {
   return _mm512_movepi32_mask((__m512i)mask);
 #elif defined(__AVX2__)
   return uint32_t(_mm256_movemask_ps((__m256)mask));
+#elif defined(KVANT_NEON)
+  const uint32x4_t place = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32((uint32x4_t)mask, place));
 #else
   uint32_t bits = 0;
   for (int l = 0; l < kLanes; ++l) bits |= uint32_t(mask[l] & 1) << l;
@@ -87,6 +94,8 @@ static inline vf vrint(vf x) {
   return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(__AVX2__)
   return (vf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(KVANT_NEON)
+  return (vf)vrndnq_f32((float32x4_t)x);
 #else
   const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves no room for a fraction
   return (x + magic) - magic;
@@ -125,6 +134,8 @@ static inline vi vnearest(vf x) {
   return (vi)_mm512_cvtps_epi32((__m512)x);
 #elif defined(__AVX2__)
   return (vi)_mm256_cvtps_epi32((__m256)x);
+#elif defined(KVANT_NEON)
+  return (vi)vcvtnq_s32_f32((float32x4_t)x);
 #else
   return vtruncate(vrint(x));
 #endif

@@ -15,6 +15,8 @@ static inline vf vfma(vf a, vf b, vf c) {
   return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__)
   return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(KVANT_NEON)
+  return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
 #endif
@@ -40,6 +42,8 @@ static inline vf vload_f16(const uint16_t* p) {
   return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif defined(__AVX2__)
   return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#elif defined(KVANT_NEON)
+  return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
   vf v;
   for (int l = 0; l < kLanes; ++l) v[l] = half_to_float(p[l]);
@@ -52,6 +56,8 @@ static inline vf vspread_f16(const uint16_t* p) {
   return (vf)_mm512_cvtph_ps(_mm256_set1_epi16(short(*p)));
 #elif defined(__AVX2__)
   return (vf)_mm256_cvtph_ps(_mm_set1_epi16(short(*p)));
+#elif defined(KVANT_NEON)
+  return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(*p)));
 #else
   return splat(half_to_float(*p));
 #endif
@@ -62,6 +68,8 @@ static inline void vstore_f16(uint16_t* p, vf v) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__AVX2__)
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(KVANT_NEON)
+  vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
 #else
   for (int l = 0; l < kLanes; ++l) p[l] = float_to_half(v[l]);
 #endif
@@ -74,6 +82,11 @@ static inline vf vload_i8(const int8_t* p) {
 #elif defined(__AVX2__)
   const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
   return (vf)_mm256_cvtepi32_ps(wide);
+#elif defined(KVANT_NEON)
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+  return (vf)vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 #else
   vf v;
   for (int l = 0; l < kLanes; ++l) v[l] = float(p[l]);

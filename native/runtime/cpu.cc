@@ -3,6 +3,15 @@
 #include <atomic>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(_M_ARM64)
+#include <windows.h>
+#endif
+#if defined(__aarch64__) || defined(_M_ARM64)
+#define KVANT_ARM 1
 #endif
 
 namespace kvant {
@@ -20,6 +29,16 @@ extern const Isa kIsa;
 namespace avx512vnni {
 extern const Isa kIsa;
 }
+#elif defined(KVANT_ARM)
+namespace neon {
+extern const Isa kIsa;
+}
+namespace dotprod {
+extern const Isa kIsa;
+}
+namespace i8mm {
+extern const Isa kIsa;
+}
 #endif
 
 namespace {
@@ -32,6 +51,30 @@ std::atomic<const Isa*> chosen{nullptr};
 bool has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#elif defined(KVANT_ARM)
+struct Arm {
+  bool dotprod = false, i8mm = false;
+};
+
+Arm arm() {
+  Arm has;
+#if defined(__linux__)
+  has.dotprod = getauxval(AT_HWCAP) >> 20 & 1;  // HWCAP_ASIMDDP
+  has.i8mm = getauxval(AT_HWCAP2) >> 13 & 1;    // HWCAP2_I8MM
+#elif defined(__APPLE__)
+  const auto feature = [](const char* name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value;
+  };
+  has.dotprod = feature("hw.optional.arm.FEAT_DotProd");
+  has.i8mm = feature("hw.optional.arm.FEAT_I8MM");
+#elif defined(_M_ARM64)
+  has.dotprod = IsProcessorFeaturePresent(43);  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+#endif
+  has.i8mm = has.i8mm && has.dotprod;
+  return has;
 }
 #endif
 
@@ -50,6 +93,11 @@ std::vector<const Isa*> usable_isas() {
     found.push_back(&avx512::kIsa);
   }
   if (avx2) found.push_back(&avx2::kIsa);
+#elif defined(KVANT_ARM)
+  const Arm has = arm();
+  if (has.i8mm) found.push_back(&i8mm::kIsa);
+  if (has.dotprod) found.push_back(&dotprod::kIsa);
+  found.push_back(&neon::kIsa);
 #endif
   found.push_back(&scalar::kIsa);
   return found;
@@ -89,8 +137,10 @@ std::vector<std::string> cpu_features() {
   KVANT_FEATURE("avx512vnni")
   KVANT_FEATURE("avx512bf16")
 #undef KVANT_FEATURE
-#elif defined(__aarch64__)
+#elif defined(KVANT_ARM)
   names.push_back("neon");
+  if (arm().dotprod) names.push_back("dotprod");
+  if (arm().i8mm) names.push_back("i8mm");
 #endif
   return names;
 }

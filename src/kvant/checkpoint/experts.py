@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from kvant.checkpoint.names import FUSED_EXPERTS, hf_parts
+from kvant.checkpoint.names import FUSED_EXPERTS, HF_NAMES, hf_name, hf_parts
 from kvant.errors import FileFormatError
 from kvant.files.source import quote
 from kvant.files.tensor import StackedTensor, StoredTensor
@@ -48,7 +48,7 @@ def locate(
     used: set[str] = set()
     for ref in graph.weights.values():
         if len(ref.shape) != 3:
-            names[ref.name] = hf_parts(ref, architecture)[0]
+            names[ref.name] = _matrix_name(ref, stored, architecture)
             used.add(names[ref.name])
             continue
         fused, count, which = FUSED_EXPERTS[ref.role]
@@ -65,6 +65,14 @@ def locate(
         names[ref.name] = f"{ref.name} of {len(parts)}"
         stacks[names[ref.name]] = StackedTensor.of(parts[0].name, parts)
     return Located(names, stacks, frozenset(used))
+
+
+def _matrix_name(ref: WeightRef, stored: Mapping[str, StoredTensor], architecture: str) -> str:
+    """The architecture's own name, or the usual one: transformers 5 holds Mixtral's router so."""
+    own = hf_name(ref, architecture)
+    if own in stored or ref.role not in HF_NAMES or hf_name(ref) not in stored:
+        return own
+    return hf_name(ref)
 
 
 def _unfused(ref: WeightRef, tensor: StoredTensor, count: int, which: int) -> list[StoredTensor]:

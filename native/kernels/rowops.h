@@ -83,6 +83,8 @@ struct RowKernels {
   void (*swiglu)(const float* gate, const float* up, float* y, int64_t n);
   // x += y
   void (*add)(float* x, const float* y, int64_t n);
+  // x += share * y
+  void (*add_share)(float* x, const float* y, float share, int64_t n);
   // Store n tokens from position `first` on, kv heads [head_begin, head_end) of them. k and v have
   // rows of kv_heads * head_dim floats, strides in floats. Finite numbers beyond half's range
   // become its largest: one of them must not turn the rows that mask it into NaN.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.graph.ir import WeightRef
-from kvant.graph.ops import Add, Attention, Embedding, Fold, Linear, RmsNorm, Rope, SwiGlu
+from kvant.graph.ops import Add, Attention, Embedding, Fold, Linear, Moe, RmsNorm, Rope, SwiGlu
 
 __all__ = ["Interpreter"]
 
@@ -112,6 +112,26 @@ class Interpreter(Fold[Array]):
         np.divide(gate, y, out=y)
         y *= up
         return y
+
+    def moe(self, op: Moe, x: Array) -> Array:
+        """Expert by expert, over the tokens that chose it."""
+        rows = x.reshape(-1, x.shape[-1])
+        scores = rows @ self._weight(op.router).T
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        chosen = np.argsort(-shares, axis=-1, kind="stable")[:, : op.used]
+        share = np.take_along_axis(shares, chosen, -1)
+        if op.normalise:
+            share /= share.sum(-1, keepdims=True)
+        gates, ups, downs = map(self._weight, (op.gate, op.up, op.down))
+        y = np.zeros_like(rows)
+        for expert in range(op.experts):
+            token, rank = np.nonzero(chosen == expert)
+            if len(token):
+                some = rows[token]
+                inner = self.swiglu(SwiGlu(), some @ gates[expert].T, some @ ups[expert].T)
+                y[token] += share[token, rank, None] * (inner @ downs[expert].T)
+        return y.reshape(x.shape)
 
     def add(self, op: Add, left: Array, right: Array) -> Array:
         """Elementwise."""

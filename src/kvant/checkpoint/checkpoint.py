@@ -91,7 +91,7 @@ def count_storage(tensors: Iterable[StoredTensor]) -> dict[str, StorageCount]:
     """How much is stored as what, by type name, most bytes first."""
     groups: dict[str, list[StoredTensor]] = {}
     for tensor in tensors:
-        groups.setdefault(tensor.type.name, []).append(tensor)
+        groups.setdefault(tensor.stored_as, []).append(tensor)
     counts = {
         name: StorageCount(sum(map(_parts, group)), sum(t.elements for t in group), sum(t.nbytes for t in group))
         for name, group in groups.items()

@@ -11,6 +11,7 @@ from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
 from kvant.checkpoint.info import info_from_folder
 from kvant.checkpoint.experts import locate
 from kvant.checkpoint.names import HF_NAMES, is_buffer, is_computed
+from kvant.checkpoint.quantised import dequantised
 from kvant.checkpoint.weights import Weight
 from kvant.errors import FileFormatError, InputError, UnsupportedError
 from kvant.files.config_json import read_json
@@ -37,18 +38,19 @@ def open_folder(folder: Path) -> Checkpoint:
     values = _read_config(folder, config_path)
     where = str(config_path)
     arch = find_hf(values, where)
-    config, ignored = arch.from_hf(values, where)
-    graph = arch.trace(config)
     content = read_folder(folder)
-    other = {name: tensor.dtype for name, tensor in content.other.items()}
-    found = locate(graph, content.tensors, other, arch.name, str(folder))
-    stored = {**content.tensors, **found.stacks}
+    floats = dequantised(values, content, where)
+    config, ignored = arch.from_hf(floats.values, where)
+    graph = arch.trace(config)
+    tensors, other = floats.tensors, {name: t.dtype for name, t in floats.other.items()}
+    found = locate(graph, tensors, other, arch.name, str(folder))
+    stored = {**tensors, **found.stacks}
     weights = match_weights(graph, stored, other, found.names, "half", str(folder))
 
-    extra = [name for name in (*content.tensors, *other) if name not in found.used]
-    notes: list[str] = []
-    if config.tie_word_embeddings and _HEAD in content.tensors:
-        _check_tied(content.tensors[_EMBEDDING], content.tensors[_HEAD])
+    extra = [name for name in (*tensors, *other) if name not in found.used]
+    notes = list(floats.notes)
+    if config.tie_word_embeddings and _HEAD in tensors:
+        _check_tied(tensors[_EMBEDDING], tensors[_HEAD])
         notes.append(f"{_HEAD} repeats {_EMBEDDING}, to which the config ties it; it is not used.")
         check_unused([n for n in extra if is_computed(n) and n != _HEAD], str(folder))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from kvant.engine.kv_blocks import KvBlocks
 from kvant.engine.plan import WeightSource, as_vector, lower
 from kvant.engine.session import Engine
 from kvant.errors import InputError, NotEnoughMemoryError, UnsupportedError, UsageError
+from kvant.files.decoded import DecodedTensor
 from kvant.files.source import quote
 from kvant.files.tensor import StackedTensor
 from kvant.graph.ir import Node, WeightRef
@@ -31,6 +33,9 @@ KV_TYPES: dict[str, int] = {"f16": 0, "q8_0": 1}
 
 _STEP_TOKENS = 512
 """Tokens that go through the layers at once: enough for products to run at full speed."""
+
+_SPOOL_BYTES = 8 << 20
+"""Bytes of a decoded tensor that are in memory at once."""
 
 _KV_SHARE = 0.5
 """How much of the memory that the weights leave the cache takes unless told otherwise."""
@@ -124,6 +129,7 @@ class _Loader:
     def __init__(self, checkpoint: Checkpoint, plan: _core.Plan, resident: bool) -> None:
         self._checkpoint, self._plan, self._resident = checkpoint, plan, resident
         self._files: dict[Path, int] = {}
+        self._spool: list[int] = []
         self._ids: dict[tuple[str, str], int] = {}
         self._matrices: list[tuple[str, _core.Weight]] = []
 
@@ -133,9 +139,10 @@ class _Loader:
         try:
             yield self
         finally:
-            for fd in self._files.values():
+            for fd in (*self._files.values(), *self._spool):
                 os.close(fd)
             self._files.clear()
+            self._spool.clear()
 
     def source(self) -> WeightSource:
         return WeightSource(self._matrix, self._exact, self._vector, self._table)
@@ -196,8 +203,25 @@ class _Loader:
     def _rows(self, weight: Weight) -> _core.FileRows:
         stored = weight.stored
         parts = stored.parts if isinstance(stored, StackedTensor) else (stored,)
-        places = [(self._file(part.path), part.offset) for part in parts]
+        places = [
+            (self._spooled(part), 0)
+            if isinstance(part, DecodedTensor)
+            else (self._file(part.path), part.offset)
+            for part in parts
+        ]
         return _core.FileRows(places, stored.type.id, stored.rows, stored.row_length)
+
+    def _spooled(self, tensor: DecodedTensor) -> int:
+        """A file without a name that holds what the tensor decodes to, for the core to read."""
+        step = max(1, _SPOOL_BYTES // tensor.row_bytes)
+        with tempfile.TemporaryFile() as file:
+            for start in range(0, tensor.rows, step):
+                rows = tensor.read_rows(-1, start, min(start + step, tensor.rows))
+                file.write(rows.data)
+            file.flush()
+            fd = os.dup(file.fileno())
+        self._spool.append(fd)
+        return fd
 
     def _file(self, path: Path) -> int:
         if path not in self._files:

@@ -69,12 +69,16 @@ _AGAIN = "Fetch the file again."
 
 
 class OtherTensor(NamedTuple):
-    """A tensor that is there but of no use to kvant: a dtype it does not know, or no elements."""
+    """A tensor that holds no weights as they are: of another dtype, or without elements.
+
+    ``offset`` is where it begins in the file.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     path: Path
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +130,11 @@ def read_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
     tensors: dict[str, StoredTensor] = {}
     other: dict[str, OtherTensor] = {}
     for name, dtype, shape, begin, end in entries:
+        place = 8 + length + begin
         if dtype in _USABLE and end > begin:
-            place = 8 + length + begin
             tensors[name] = StoredTensor(name, BY_NAME[dtype], tuple(shape), path, place)
         else:
-            other[name] = OtherTensor(name, dtype, tuple(shape), path)
+            other[name] = OtherTensor(name, dtype, tuple(shape), path, place)
     return SafetensorsFile(path, tensors, metadata, other)
 
 

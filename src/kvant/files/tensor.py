@@ -34,6 +34,11 @@ class StoredTensor:
     offset: int
 
     @property
+    def stored_as(self) -> str:
+        """What it is in the file, for reports: its type, or what was decoded to it."""
+        return self.type.name
+
+    @property
     def row_length(self) -> int:
         """Elements in one row (1 for a scalar)."""
         return self.shape[-1] if self.shape else 1

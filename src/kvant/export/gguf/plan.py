@@ -97,7 +97,7 @@ class PlannedTensor:
     @property
     def source_type(self) -> str:
         """Storage type in the source."""
-        return self.weight.stored.type.name if self.weight else "F32"
+        return self.weight.stored.stored_as if self.weight else "F32"
 
     @property
     def requantised(self) -> bool:

@@ -1,0 +1,44 @@
+"""Tensors that have to be computed from what a file holds: read like any other."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant.files.tensor import StoredTensor
+
+__all__ = ["DecodedTensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedTensor(StoredTensor):
+    """A float32 tensor whose rows are computed when they are read.
+
+    ``path`` is where most of it comes from; ``origin`` says what it was, for reports.
+    """
+
+    origin: str
+
+    @property
+    def stored_as(self) -> str:
+        """What it was in the file."""
+        return self.origin
+
+    @abstractmethod
+    def decode(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows ``start`` to ``stop``: float32 [stop - start, row length]."""
+
+    def read_rows(
+        self, fd: int, start: int, stop: int, out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """As in the base; ``fd`` is not used, the parts are opened as they are needed."""
+        values = np.ascontiguousarray(self.decode(start, stop), np.float32)
+        data = values.view(np.uint8).reshape(stop - start, self.row_bytes)
+        if out is None:
+            return data
+        flat = out[: data.size].reshape(data.shape)
+        flat[:] = data
+        return flat

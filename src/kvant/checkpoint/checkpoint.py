@@ -93,7 +93,9 @@ def count_storage(tensors: Iterable[StoredTensor]) -> dict[str, StorageCount]:
     for tensor in tensors:
         groups.setdefault(tensor.type.name, []).append(tensor)
     counts = {
-        name: StorageCount(sum(map(_parts, group)), sum(t.elements for t in group), sum(t.nbytes for t in group))
+        name: StorageCount(
+            sum(map(_parts, group)), sum(t.elements for t in group), sum(t.nbytes for t in group)
+        )
         for name, group in groups.items()
     }
     return dict(sorted(counts.items(), key=lambda item: -item[1].nbytes))

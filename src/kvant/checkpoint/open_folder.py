@@ -8,8 +8,8 @@ import numpy as np
 
 from kvant.arch import find_hf
 from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
-from kvant.checkpoint.info import info_from_folder
 from kvant.checkpoint.experts import locate
+from kvant.checkpoint.info import info_from_folder
 from kvant.checkpoint.names import HF_NAMES, is_buffer, is_computed
 from kvant.checkpoint.weights import Weight
 from kvant.errors import FileFormatError, InputError, UnsupportedError

@@ -26,6 +26,9 @@ using Long2 = nb::ndarray<const int64_t, nb::ndim<2>, nb::c_contig, nb::device::
 using FloatIn2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Float2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
+using IntOut2 = nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using RoutingTuple = std::tuple<int, IntOut2, std::optional<Float2>, std::optional<Float2>>;
+
 void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
 }
@@ -41,7 +44,8 @@ std::tuple<bool, int64_t> step(Plan& plan, Int1 tokens, Long2 entries, Int2 tabl
                                int first_layer, int last_layer, std::optional<FloatIn2> stream_in,
                                std::optional<Float2> stream_out, std::optional<Float2> result,
                                std::optional<Float2> logits,
-                               std::vector<std::tuple<int, Float2>> captures) {
+                               std::vector<std::tuple<int, Float2>> captures,
+                               std::vector<RoutingTuple> routings) {
   Plan::Request r;
   r.tokens = tokens.data();
   r.count = int64_t(tokens.shape(0));
@@ -80,6 +84,18 @@ std::tuple<bool, int64_t> step(Plan& plan, Int1 tokens, Long2 entries, Int2 tabl
             "a capture is [tokens, row length]");
     r.captures.push_back({op, out.data()});
   }
+  for (auto& [op, experts, outer, inner] : routings) {
+    const Op& moe = plan.op(op);
+    require(moe.kind == Op::Kind::Moe, "a routing is of a mixture of experts");
+    require(experts.shape(0) == tokens.shape(0) && int64_t(experts.shape(1)) == moe.used,
+            "a routing is [tokens, used]");
+    const size_t rows = tokens.shape(0) * size_t(moe.used);
+    const size_t width = size_t(plan.weight(moe.down)->columns());
+    r.routings.push_back(
+        {op, experts.data(),
+         optional_rows(outer, tokens.shape(0), size_t(moe.columns), "outer inputs"),
+         optional_rows(inner, rows, width, "inner inputs")});
+  }
   StepResult result_;
   {
     nb::gil_scoped_release unlocked;
@@ -100,13 +116,14 @@ std::tuple<bool, int64_t> head(Plan& plan, FloatIn2 hidden, Float2 logits) {
   return {result.read_failed, result.bad_row};
 }
 
-std::shared_ptr<Weight> weight_of_array(int type, size_t columns, Bytes2 data) {
+std::shared_ptr<Weight> weight_of_array(int type, size_t columns, Bytes2 data, int64_t matrices) {
   const BlockShape s = block_shape(type);
   require(s.elements > 0 && columns % size_t(s.elements) == 0 && columns > 0 && data.shape(0) > 0 &&
               columns / size_t(s.elements) * size_t(s.bytes) == data.shape(1),
           "rows do not follow from row length and type");
   nb::gil_scoped_release unlocked;
-  return std::make_shared<Weight>(type, int64_t(data.shape(0)), int64_t(columns), data.data());
+  return std::make_shared<Weight>(type, int64_t(data.shape(0)), int64_t(columns), data.data(),
+                                  matrices);
 }
 
 using OutputTuple = std::tuple<int, int, int, bool>;
@@ -152,15 +169,23 @@ void bind_engine(nb::module_& m) {
     return kv_block_bytes({kv_heads, head_dim, KvType(type)});
   });
 
-  nb::class_<FileRows>(m, "FileRows", "Rows of one storage type in an open file.")
-      .def(nb::init<int, int64_t, int, int64_t, int64_t>(), "fd"_a, "offset"_a, "type"_a, "rows"_a,
-           "columns"_a);
+  nb::class_<FileRows>(m, "FileRows", "Rows of one storage type in open files.")
+      .def("__init__",
+           [](FileRows* self, const std::vector<std::tuple<int, int64_t>>& parts, int type,
+              int64_t rows, int64_t columns) {
+             std::vector<FileRows::Part> places;
+             for (const auto& [fd, offset] : parts) places.push_back({fd, offset});
+             new (self) FileRows(std::move(places), type, rows, columns);
+           },
+           "parts"_a, "type"_a, "rows"_a, "columns"_a);
   nb::class_<Weight>(m, "Weight", "A matrix as the engine holds it.")
-      .def(nb::init<std::shared_ptr<FileRows>, std::vector<int32_t>, bool>(), "source"_a,
-           "order"_a, "resident"_a)
-      .def_static("of_array", &weight_of_array, "type"_a, "columns"_a, "data"_a.noconvert())
+      .def(nb::init<std::shared_ptr<FileRows>, std::vector<int32_t>, bool, int64_t>(), "source"_a,
+           "order"_a, "resident"_a, "matrices"_a = 1)
+      .def_static("of_array", &weight_of_array, "type"_a, "columns"_a, "data"_a.noconvert(),
+                  "matrices"_a = 1)
       .def_prop_ro("rows", &Weight::rows)
       .def_prop_ro("columns", &Weight::columns)
+      .def_prop_ro("matrices", &Weight::matrices)
       .def_prop_ro("type", &Weight::type)
       .def_prop_ro("memory", &Weight::memory);
 
@@ -244,11 +269,24 @@ void bind_engine(nb::module_& m) {
              op.k_rope = k_rope;
              return p.add(op);
            })
+      .def("moe",
+           [](Plan& p, int layer, int src, int scores, int dst, bool add, int gate, int up, int down,
+              int64_t used, bool normalise) {
+             Op op = simple_op(Op::Kind::Moe, layer, src, scores, dst);
+             op.add = add;
+             op.gate = gate;
+             op.up = up;
+             op.down = down;
+             op.used = used;
+             op.normalise = normalise;
+             return p.add(op);
+           })
       .def("finish", &Plan::finish, "kv_blocks"_a, "stream"_a, "result"_a, "layers"_a)
       .def("step", &step, "tokens"_a.noconvert(), "entries"_a.noconvert(), "tables"_a.noconvert(),
            "rows"_a.noconvert(), "first_layer"_a, "last_layer"_a, "stream_in"_a.noconvert().none(),
            "stream_out"_a.noconvert().none(), "result"_a.noconvert().none(),
-           "logits"_a.noconvert().none(), "captures"_a)
+           "logits"_a.noconvert().none(), "captures"_a,
+           "routings"_a = std::vector<RoutingTuple>())
       .def("run_head", &head, "hidden"_a.noconvert(), "logits"_a.noconvert())
       .def_prop_ro("threads", [](Plan& p) { return p.pool().size(); })
       .def_prop_ro("most_tokens", &Plan::most_tokens)

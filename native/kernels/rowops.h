@@ -93,6 +93,8 @@ struct RowKernels {
   void (*geglu)(const float* gate, const float* up, float* y, int64_t n);
   // x += y
   void (*add)(float* x, const float* y, int64_t n);
+  // x += share * y
+  void (*add_share)(float* x, const float* y, float share, int64_t n);
   // y = factor * x; y may be x.
   void (*scale)(const float* x, float factor, float* y, int64_t n);
   // y = cap * tanh(x / cap); y may be x.

@@ -135,6 +135,16 @@ void add(float* x, const float* y, int64_t n) {
   for (; i < n; ++i) x[i] += y[i];
 }
 
+void add_share(float* x, const float* y, float share, int64_t n) {
+  const vf s = splat(share);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(x + i, vfma(s, load(y + i), load(x + i)));
+  if (i < n) {
+    const int64_t rest = n - i;
+    vstore_some(x + i, vfma(s, vload_some(y + i, rest), vload_some(x + i, rest)), rest);
+  }
+}
+
 typedef double vd __attribute__((vector_size(kLanes * 8)));
 
 void log_sum_exp(const float* x, int64_t n, float* greatest, double* sum) {
@@ -161,7 +171,7 @@ void log_sum_exp(const float* x, int64_t n, float* greatest, double* sum) {
 }  // namespace
 
 extern const RowKernels kRows = {
-    rms_norm, layer_norm, rope,     swiglu, gelu_tanh,   gelu_erf,     geglu,      add,
-    scale,    soft_cap,   kv_write, attend, attend_part, attend_merge, log_sum_exp};
+    rms_norm,  layer_norm, rope,     swiglu,   gelu_tanh, gelu_erf,    geglu,        add,
+    add_share, scale,      soft_cap, kv_write, attend,    attend_part, attend_merge, log_sum_exp};
 
 }  // namespace kvant::KVANT_ISA

@@ -20,7 +20,7 @@ int Plan::add_weight(std::shared_ptr<Weight> w) {
 
 void Plan::set_weight(int id, std::shared_ptr<Weight> w) {
   const Weight& old = *weights_.at(size_t(id));
-  if (w->rows() != old.rows() || w->columns() != old.columns())
+  if (w->rows() != old.rows() || w->columns() != old.columns() || w->matrices() != old.matrices())
     throw std::invalid_argument("the weight that replaces another has another shape");
   weights_[size_t(id)] = std::move(w);
   if (arena_) finish(kv_blocks_, stream_, result_, layers_);  // it may need other scratch
@@ -151,6 +151,23 @@ int Plan::add(Op op) {
       turn(op.k_rope, s.head_dim);
       break;
     }
+    case Op::Kind::Moe: {
+      buffer(op.src, 0);
+      op.columns = width(op.src);
+      buffer(op.dst, op.columns);
+      for (int id : {op.gate, op.up, op.down})
+        if (id < 0 || id >= int(weights_.size())) throw std::invalid_argument("no such weight");
+      const Weight &gate = *weights_[size_t(op.gate)], &up = *weights_[size_t(op.up)],
+                   &down = *weights_[size_t(op.down)];
+      if (gate.columns() != op.columns || up.columns() != op.columns ||
+          up.rows() != gate.rows() || down.columns() != gate.matrix_rows() ||
+          down.matrix_rows() != op.columns || up.matrices() != gate.matrices() ||
+          down.matrices() != gate.matrices())
+        throw std::invalid_argument("moe: the experts' shapes");
+      if (op.used < 1 || op.used > gate.matrices()) throw std::invalid_argument("moe: used");
+      buffer(op.src2, gate.matrices());
+      break;
+    }
   }
   ops_.push_back(std::move(op));
   return int(ops_.size()) - 1;
@@ -185,6 +202,7 @@ int64_t Plan::scratch_bytes() const {
   int64_t bytes = arena_ ? arena_->bytes() : 0;
   for (const auto& t : tiles_) bytes += t ? t->bytes() : 0;
   for (const Thread& t : threads_) bytes += t.pages->bytes();
+  bytes += mixture_.pages ? mixture_.pages->bytes() : 0;
   return bytes;
 }
 
@@ -225,6 +243,11 @@ void Plan::finish(int64_t kv_blocks, int stream, int result, int layers) {
       cache += kv_blocks * kv_block_bytes(s.shape);
     }
     ticket_count_ = ops_.size() * 2 + 8;
+    for (Op& op : ops_)
+      if (op.kind == Op::Kind::Moe) {
+        op.tickets = ticket_count_;
+        ticket_count_ += 6;
+      }
     tickets_ = std::make_unique<Tickets[]>(ticket_count_);
   }
   int64_t tile[kActs] = {}, unpacked = 64, panel = 64, columns = 1, attention = 64;
@@ -244,16 +267,53 @@ void Plan::finish(int64_t kv_blocks, int stream, int result, int layers) {
       attention = std::max(attention, attention_scratch(s, group, most_tokens_) * 4);
     }
   };
-  for (const Op& op : ops_) size(op);
+  // A mixture has a row for each expert a token uses, and each expert's rows begin a tile.
+  int64_t tile_bytes[kActs] = {}, rows = 0, outer = 0, inner = 0;
+  const auto mixture = [&](const Op& op) {
+    if (op.kind != Op::Kind::Moe) return;
+    const int64_t all = most_tokens_ * op.used;
+    for (int id : {op.gate, op.up, op.down}) {
+      const Weight& w = *weights_[size_t(id)];
+      const int64_t tiles = all / kTile + std::min(all, w.matrices());
+      const Act act = w.kernels().act;
+      int64_t& bytes = tile_bytes[int(act)];
+      bytes = std::max(bytes, act_layout(act, w.columns()).bytes * tiles);
+      const int64_t one = cache_lines(w.kernels().unpacked_bytes(w.columns()));
+      unpacked = std::max(unpacked, std::max(one, std::min(kUnpacked, one * w.matrix_panels())));
+      panel = std::max(panel, w.scratch_bytes());
+      columns = std::max(columns, w.columns());
+    }
+    rows = std::max(rows, all);
+    outer = std::max(outer, padded(op.columns));
+    inner = std::max(inner, padded(weights_[size_t(op.down)]->columns()));
+  };
+  for (const Op& op : ops_) {
+    size(op);
+    mixture(op);
+  }
   if (has_head_) size(head_);
   tiles_.clear();
-  for (int a = 0; a < kActs; ++a)
-    tiles_.push_back(tile[a] ? std::make_unique<Pages>(tile[a] * (most_tokens_ / kTile)) : nullptr);
+  for (int a = 0; a < kActs; ++a) {
+    const int64_t bytes = std::max(tile[a] * (most_tokens_ / kTile), tile_bytes[a]);
+    tiles_.push_back(bytes ? std::make_unique<Pages>(bytes) : nullptr);
+  }
+  if (rows && !mixture_.pages) {
+    Mixture& m = mixture_;
+    m.pages = std::make_unique<Pages>(rows * (2 * inner + outer + 4) * 4);
+    float* at = reinterpret_cast<float*>(m.pages->data());
+    m.gate = at;
+    m.up = at += rows * inner;
+    m.out = at += rows * inner;
+    m.share = at += rows * outer;
+    m.chosen = reinterpret_cast<int32_t*>(at + rows);
+    m.place = m.chosen + rows;
+    m.source = m.place + rows;
+  }
   threads_.clear();
   for (int t = 0; t < pool_.size(); ++t) {
     Thread scratch;
-    const int64_t rows = cache_lines(columns * 4) * kTile, spare = kTile * kPanelRows * 4;
-    const int64_t parts[] = {cache_lines(unpacked), cache_lines(panel), rows, cache_lines(attention), spare};
+    const int64_t inputs = cache_lines(columns * 4) * kTile, spare = kTile * kPanelRows * 4;
+    const int64_t parts[] = {cache_lines(unpacked), cache_lines(panel), inputs, cache_lines(attention), spare};
     int64_t bytes = 0;
     for (int64_t p : parts) bytes += p;
     scratch.pages = std::make_unique<Pages>(bytes);

@@ -21,6 +21,10 @@ namespace kvant {
 // Panels unpacked together: their bytes stay in the second-level cache beside a tile.
 inline constexpr int64_t kUnpacked = 384 << 10;
 
+// Tokens that go through a panel without unpacking it first: unpacking in registers for each of four
+// tiles costs less than writing the codes out once.
+inline constexpr int64_t kDirect = 4 * kTile;
+
 inline int64_t cache_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // What is done to a row by itself: as an operation of its own, or to a linear's input before it is
@@ -45,7 +49,7 @@ struct Output {
 };
 
 struct Op {
-  enum class Kind { Embed, Positions, Map, Rope, Add, Linear, Attention };
+  enum class Kind { Embed, Positions, Map, Rope, Add, Linear, Attention, Moe };
   Kind kind;
   int layer = -1;  // -1: before the layers; the number of layers: after them
   int src = -1, src2 = -1, dst = -1;
@@ -67,6 +71,11 @@ struct Op {
   float q_eps = 0, k_eps = 0;
   float scale = 0, softcap = 0;
   int64_t window = 0;
+  // Moe: src is what the experts read, src2 the router's scores, dst gets the sum (or it is added).
+  int gate = -1, up = -1, down = -1;  // stacks of matrices
+  int64_t used = 0;
+  bool normalise = false, add = false;
+  size_t tickets = 0;  // the first of its own
 };
 
 // Some consecutive tokens of one sequence.
@@ -115,6 +124,13 @@ class Plan {
     int op;
     float* out;  // [tokens][columns]
   };
+  // What a mixture of experts read, where it is wanted.
+  struct Routing {
+    int op;
+    int32_t* experts;  // [tokens][used], the likeliest first
+    float* outer;      // [tokens][columns of gate and up], or null
+    float* inner;      // [tokens * used][columns of down], or null
+  };
   struct Request {
     const int32_t* tokens = nullptr;
     int64_t count = 0;
@@ -127,6 +143,7 @@ class Plan {
     float* result = nullptr;       // [rows][width]: what the head reads
     float* logits = nullptr;       // [rows][vocabulary]
     std::vector<Capture> captures;
+    std::vector<Routing> routings;
   };
   StepResult run(const Request& r);
   // The head alone, on rows [n][width].
@@ -135,6 +152,7 @@ class Plan {
   int64_t buffer_width(int id) const { return buffers_[size_t(id)].width; }
   int64_t vocabulary() const;
   int64_t op_columns(int id) const { return ops_.at(size_t(id)).columns; }
+  const Op& op(int id) const { return ops_.at(size_t(id)); }
   // Throw std::invalid_argument where a batch names blocks or tokens there are not.
   void check_blocks(const std::vector<Entry>& entries) const;
   void check_tokens(const int32_t* tokens, int64_t n) const;
@@ -163,7 +181,26 @@ class Plan {
   void linear(const Op& op, int index, Run& run, int thread, float* out, int64_t out_stride);
   void prepare(const Op& op, int index, Run& run, int thread, int64_t tokens);
   void multiply(const Op& op, Run& run, int thread, int64_t tokens, float* out, int64_t out_stride);
+  // A range of a weight's panels times tiles of tokens.
+  struct Product {
+    const Weight* weight;
+    const uint8_t* tiles;
+    int64_t tile_bytes;
+    int width;
+    int64_t tokens;
+    float* y;  // of the first token: rows from panel `base` on
+    int64_t stride, base;
+    const float* bias;
+    bool add;
+    bool exact;  // y ends with the last row; else it has room for whole panels
+  };
+  void product(const Product& x, int64_t begin, int64_t end, Run& run, int thread);
   void attention(const Op& op, Run& run, int thread);
+  void moe(const Op& op, int index, Run& run, int thread);
+  void choose(const Op& op, int64_t token);
+  void group(const Op& op, int64_t tokens);
+  void prepare_experts(const Op& op, int index, Run& run, int thread, bool inner);
+  void multiply_experts(const Op& op, Run& run, int thread, bool inner);
   void positions(Run& run, int thread);
   void map(const Op& op, int64_t t, float* y);
   void finish_logits(float* logits, int64_t rows, int thread) const;
@@ -201,6 +238,28 @@ class Plan {
   std::vector<Thread> threads_;
   std::unique_ptr<Tickets[]> tickets_;
   size_t ticket_count_ = 0;
+  // Room for one mixture of experts at a time; see moe.cc.
+  struct Mixture {
+    std::unique_ptr<Pages> pages;
+    float *gate = nullptr, *up = nullptr, *out = nullptr;  // [tokens * used][...], by expert
+    int32_t* chosen = nullptr;  // [tokens][used]
+    float* share = nullptr;     // [tokens][used]
+    int32_t* place = nullptr;   // [tokens][used]: its row
+    int32_t* source = nullptr;  // [row]: which of [tokens][used]
+    struct Group {
+      int64_t expert, first, count, tile;  // rows, and the first of its tiles
+    };
+    std::vector<Group> groups;
+    int64_t tiles = 0;
+  } mixture_;
+};
+
+// What all threads share in one step.
+struct Plan::Run {
+  const Request* request;
+  int64_t tokens;  // of the operations now running: of the batch, or of the rows wanted
+  std::vector<int32_t> positions;
+  std::atomic<bool> failed{false};
 };
 
 }  // namespace kvant

@@ -9,21 +9,10 @@
 namespace kvant {
 namespace {
 
-// Tokens that go through a panel without unpacking it first: unpacking in registers for each of four
-// tiles costs less than writing the codes out once.
-constexpr int64_t kDirect = 4 * kTile;
 // Rows of a query tile and tokens written by one piece of work: whole blocks of keys and values.
 constexpr int64_t kQueryRows = 64;
 
 }  // namespace
-
-// What all threads share in one step.
-struct Plan::Run {
-  const Request* request;
-  int64_t tokens;  // of the operations now running: of the batch, or of the rows wanted
-  std::vector<int32_t> positions;
-  std::atomic<bool> failed{false};
-};
 
 void Plan::positions(Run& run, int thread) {
   for (int64_t t = thread; t < run.request->count; t += pool_.size())
@@ -86,10 +75,8 @@ void Plan::prepare(const Op& op, int index, Run& run, int thread, int64_t tokens
 
 void Plan::multiply(const Op& op, Run& run, int thread, int64_t tokens, float* out,
                     int64_t out_stride) {
-  Thread& own = threads_[size_t(thread)];
   Tickets& tickets = tickets_[size_t(2 * (&op == &head_ ? int64_t(ops_.size()) : &op - ops_.data()) + 1)];
   const bool direct = tokens <= kDirect;
-  const int64_t tiles = (tokens + kTile - 1) / kTile;
   const int width = tile_width(tokens);
   // Pieces of work over all outputs: some panels each.
   struct Share {
@@ -109,59 +96,66 @@ void Plan::multiply(const Op& op, Run& run, int thread, int64_t tokens, float* o
     while (shares[i].first > piece) --i;
     const Output& o = op.outputs[i];
     const Weight& w = *weights_[size_t(o.weight)];
-    const PanelKernels& k = w.kernels();
     const int64_t begin = (piece - shares[i].first) * shares[i].panels;
-    const int64_t end = std::min(begin + shares[i].panels, w.panels());
-    const int64_t tile_bytes = act_layout(k.act, op.columns, width).bytes;
-    const uint8_t* tile = tiles_[size_t(k.act)]->data();
-    float* y = out ? out : row(o.dst, 0);
-    const int64_t stride = out ? out_stride : buffers_[size_t(o.dst)].stride;
-    const float* bias = o.bias < 0 ? nullptr : vectors_[size_t(o.bias)].data();
-    const uint8_t* from[64];
-    const int64_t unpacked = cache_lines(k.unpacked_bytes(op.columns));
-    const bool unpack = !direct && unpacked;
-    const bool streamed = !w.resident();
-    // Streamed panels share one scratch, so they are used one by one unless they are unpacked.
-    const int64_t batch = streamed && !unpack ? 1 : end - begin;
-    for (int64_t p0 = begin; p0 < end; p0 += batch) {
-      const int64_t p1 = std::min(p0 + batch, end);
-      for (int64_t p = p0; p < p1; ++p) {
-        const uint8_t* panel = w.panel(p, own.panel);
-        if (!panel) {
-          run.failed = true;
-          return;
-        }
-        if (unpack) {
-          k.unpack(panel, op.columns, own.unpacked + (p - p0) * unpacked);
-          panel = own.unpacked + (p - p0) * unpacked;
-        }
-        from[p - p0] = panel;
+    const Act act = w.kernels().act;
+    product({&w, tiles_[size_t(act)]->data(), act_layout(act, op.columns, width).bytes, width, tokens,
+             out ? out : row(o.dst, 0), out ? out_stride : buffers_[size_t(o.dst)].stride, 0,
+             o.bias < 0 ? nullptr : vectors_[size_t(o.bias)].data(), o.add, out != nullptr},
+            begin, std::min(begin + shares[i].panels, w.panels()), run, thread);
+    if (run.failed) return;
+  }
+}
+
+void Plan::product(const Product& x, int64_t begin, int64_t end, Run& run, int thread) {
+  Thread& own = threads_[size_t(thread)];
+  const Weight& w = *x.weight;
+  const PanelKernels& k = w.kernels();
+  const int64_t columns = w.columns(), tiles = (x.tokens + kTile - 1) / kTile;
+  const uint8_t* from[64];
+  const int64_t unpacked = cache_lines(k.unpacked_bytes(columns));
+  const bool unpack = x.tokens > kDirect && unpacked;
+  // Streamed panels share one scratch, so they are used one by one unless they are unpacked.
+  const int64_t batch = !w.resident() && !unpack ? 1 : end - begin;
+  for (int64_t p0 = begin; p0 < end; p0 += batch) {
+    const int64_t p1 = std::min(p0 + batch, end);
+    for (int64_t p = p0; p < p1; ++p) {
+      const uint8_t* panel = w.panel(p, own.panel);
+      if (!panel) {
+        run.failed = true;
+        return;
       }
-      const auto product = unpack ? k.multiply_unpacked : k.multiply;
-      const auto one = [&](int64_t p, int64_t t) {
-        const int n = int(std::min<int64_t>(kTile, tokens - t * kTile));
-        float* at = y + t * kTile * stride + p * kPanelRows;
-        const int64_t rows = std::min<int64_t>(kPanelRows, w.rows() - p * kPanelRows);
-        if (!bias && !o.add && (rows == kPanelRows || !out))
-          return product(from[p - p0], op.columns, tile + t * tile_bytes, width, n, at, stride);
-        product(from[p - p0], op.columns, tile + t * tile_bytes, width, n, own.spare, kPanelRows);
-        for (int j = 0; j < n; ++j) {
-          const float* x = own.spare + j * kPanelRows;
-          float* to = at + j * stride;
-          for (int64_t r = 0; r < rows; ++r) {
-            const float v = bias ? x[r] + bias[p * kPanelRows + r] : x[r];
-            to[r] = o.add ? to[r] + v : v;
-          }
-        }
-      };
-      // A panel meets all tiles while it is in the first-level cache; a tile, all unpacked panels.
-      if (unpack)
-        for (int64_t t = 0; t < tiles; ++t)
-          for (int64_t p = p0; p < p1; ++p) one(p, t);
-      else
-        for (int64_t p = p0; p < p1; ++p)
-          for (int64_t t = 0; t < tiles; ++t) one(p, t);
+      if (unpack) {
+        k.unpack(panel, columns, own.unpacked + (p - p0) * unpacked);
+        panel = own.unpacked + (p - p0) * unpacked;
+      }
+      from[p - p0] = panel;
     }
+    const auto multiply = unpack ? k.multiply_unpacked : k.multiply;
+    const auto one = [&](int64_t p, int64_t t) {
+      const int n = int(std::min<int64_t>(kTile, x.tokens - t * kTile));
+      const int64_t first = (p - x.base) * kPanelRows;
+      float* at = x.y + t * kTile * x.stride + first;
+      const int64_t rows = std::min<int64_t>(kPanelRows, w.matrix_rows() - first);
+      const uint8_t* tile = x.tiles + t * x.tile_bytes;
+      if (!x.bias && !x.add && (rows == kPanelRows || !x.exact))
+        return multiply(from[p - p0], columns, tile, x.width, n, at, x.stride);
+      multiply(from[p - p0], columns, tile, x.width, n, own.spare, kPanelRows);
+      for (int j = 0; j < n; ++j) {
+        const float* made = own.spare + j * kPanelRows;
+        float* to = at + j * x.stride;
+        for (int64_t r = 0; r < rows; ++r) {
+          const float v = x.bias ? made[r] + x.bias[first + r] : made[r];
+          to[r] = x.add ? to[r] + v : v;
+        }
+      }
+    };
+    // A panel meets all tiles while it is in the first-level cache; a tile, all unpacked panels.
+    if (unpack)
+      for (int64_t t = 0; t < tiles; ++t)
+        for (int64_t p = p0; p < p1; ++p) one(p, t);
+    else
+      for (int64_t p = p0; p < p1; ++p)
+        for (int64_t t = 0; t < tiles; ++t) one(p, t);
   }
 }
 
@@ -306,6 +300,7 @@ void Plan::operate(const Op& op, int index, Run& run, int thread) {
       break;
     case Op::Kind::Linear: linear(op, index, run, thread, nullptr, 0); break;
     case Op::Kind::Attention: attention(op, run, thread); break;
+    case Op::Kind::Moe: moe(op, index, run, thread); break;
   }
 }
 

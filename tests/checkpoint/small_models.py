@@ -10,7 +10,7 @@ import numpy as np
 
 from kvant.arch import find_hf
 from kvant.checkpoint import Checkpoint
-from kvant.checkpoint.names import hf_name
+from kvant.checkpoint.names import hf_parts
 from kvant.files.gguf import TensorSpec, Value, header_bytes, padded
 from kvant.files.safetensors import write_safetensors
 from kvant.packing import get, quantize
@@ -44,7 +44,29 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-CONFIGS = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}
+QWEN3MOE = {
+    **QWEN3,
+    "num_experts_per_tok": 2,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_experts": 5,
+    "moe_intermediate_size": 48,
+    "norm_topk_prob": True,
+}
+MIXTRAL = {
+    **LLAMA,
+    "num_experts_per_tok": 2,
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": 4,
+}
+CONFIGS = {
+    "llama": LLAMA,
+    "mixtral": MIXTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "qwen3moe": QWEN3MOE,
+}
 
 
 def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
@@ -57,7 +79,8 @@ def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
         values = rng.normal(0, 0.15, ref.shape)
         if ref.role.endswith("_norm"):
             values += 1
-        weights[hf_name(ref)] = values.astype(np.float32)
+        parts = values.astype(np.float32) if len(ref.shape) == 3 else [values.astype(np.float32)]
+        weights.update(zip(hf_parts(ref, arch.name), parts, strict=True))
     return weights
 
 
@@ -90,7 +113,7 @@ def write_gguf(
         if name in drop:
             continue
         rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]))
-        fits = values.ndim == 2 and values.shape[1] % get(packing).block == 0
+        fits = values.ndim >= 2 and values.shape[1] % get(packing).block == 0
         kind = packing if fits else "F32"
         specs.append(TensorSpec(name, get(kind).storage, values.shape))
         blobs.append(rows.tobytes() if kind == "F32" else quantize(kind, rows).tobytes())

@@ -15,12 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.arch import find_hf
-from kvant.checkpoint.names import hf_name
+from kvant.checkpoint.names import hf_parts
 from kvant.files.safetensors import write_safetensors
 from kvant.packing import convert_rows
 from kvant.tokenizer.byte_alphabet import BYTE_CHARACTERS
 
-__all__ = ["LLAMA", "LLAMA3_ROPE", "QWEN2", "QWEN3", "make_folder", "weights_of"]
+__all__ = [
+    "LLAMA",
+    "LLAMA3_ROPE",
+    "MIXTRAL",
+    "QWEN2",
+    "QWEN3",
+    "QWEN3MOE",
+    "make_folder",
+    "weights_of",
+]
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -40,6 +49,24 @@ LLAMA: dict[str, Any] = {
 """Every row is a multiple of 256; queries share keys and values two by two."""
 QWEN2 = {**LLAMA, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 QWEN3 = {**LLAMA, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 128}
+QWEN3MOE = {
+    **QWEN3,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "head_dim": 64,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+    "norm_topk_prob": True,
+}
+MIXTRAL = {
+    **LLAMA,
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 256,
+}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -63,11 +90,14 @@ def weights_of(config: Mapping[str, Any], seed: int = 0) -> Arrays:
             values = 1 + 0.1 * values
         elif ref.role == "output":
             values *= 2 / np.sqrt(ref.shape[-1])  # so that likely tokens stand out
-        elif ref.role != "token_embd" and len(ref.shape) == 2:
+        elif ref.role == "ffn_gate_inp":
+            values *= 3 / np.sqrt(ref.shape[-1])  # so that the choice of experts is clear
+        elif ref.role != "token_embd" and len(ref.shape) >= 2:
             values /= np.sqrt(ref.shape[-1])
         elif ref.role == "token_embd" and config["tie_word_embeddings"]:
             values *= 2 / np.sqrt(ref.shape[-1])
-        weights[hf_name(ref)] = values.astype(np.float32)
+        parts = hf_parts(ref, arch.name)
+        weights.update(zip(parts, values if values.ndim == 3 else [values], strict=True))
     return weights
 
 

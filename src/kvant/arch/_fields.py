@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvant.errors import FileFormatError
-from kvant.files.gguf import GgufFile, Value, float32, uint32
+from kvant.files.gguf import GgufFile, Value, boolean, float32, uint32
 from kvant.files.source import quote
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "got",
     "real",
     "shown",
+    "switch",
     "vocabulary",
 ]
 
@@ -93,8 +94,9 @@ class _Number(Field):
         gguf: tuple[str, ...],
         bounds: tuple[float, float],
         default: Callable[[Done], object] | None,
+        other_names: tuple[str, ...] = (),
     ) -> None:
-        self.hf_keys, self.gguf_keys, self.bounds = (hf,), gguf, bounds
+        self.hf_keys, self.gguf_keys, self.bounds = (hf, *other_names), gguf, bounds
         self.default = default
 
     @abstractmethod
@@ -102,8 +104,15 @@ class _Number(Field):
         """``value`` as the right type and within the bounds, or FileFormatError."""
 
     def from_hf(self, source: HfSource, done: Done) -> Any:
-        key = self.hf_keys[0]
+        stated = (k for k in self.hf_keys if source.values.get(k) is not None)
+        key = next(stated, self.hf_keys[0])
         value = source.values.get(key)
+        for other in stated:
+            if source.values[other] != value:
+                raise FileFormatError(
+                    f"{source.where}: expected one value, got {key!r} = {shown(value)} and "
+                    f"{other!r} = {shown(source.values[other])}. {_REMEDY}"
+                )
         if value is None and self.default is not None:
             value = self.default(done)
         return self.check(value, source.where, key)
@@ -194,7 +203,41 @@ class Flag(Field):
         return {}
 
 
-def count(hf: str, *gguf: str, most: int, default: Callable[[Done], object] | None = None) -> Any:
+class Switch(Field):
+    """A truth value under one key in either format, with the format's own default."""
+
+    def __init__(self, hf: str, gguf: str, defaults: tuple[bool, bool]) -> None:
+        self.hf_keys, self.gguf_keys, self.defaults = (hf,), (gguf,), defaults
+
+    def from_hf(self, source: HfSource, done: Done) -> bool:
+        """The value, or transformers' default."""
+        return self._check(source.values.get(self.hf_keys[0]), 0, source.where, self.hf_keys[0])
+
+    def from_gguf(self, source: GgufSource, done: Done) -> bool:
+        """The value, or llama.cpp's default."""
+        key = self.gguf_keys[0]
+        return self._check(source.values.get(key), 1, source.where, f"{source.prefix}.{key}")
+
+    def to_gguf(self, value: Any) -> dict[str, Value]:
+        """Only what is not the default."""
+        return {} if value == self.defaults[1] else {self.gguf_keys[0]: boolean(value)}
+
+    def _check(self, value: object, default: int, where: str, key: str) -> bool:
+        value = self.defaults[default] if value is None else value
+        if not isinstance(value, bool):
+            raise FileFormatError(
+                f"{where}: {key!r} should be true or false, {got(value)}. {_REMEDY}"
+            )
+        return value
+
+
+def count(
+    hf: str,
+    *gguf: str,
+    most: int,
+    default: Callable[[Done], object] | None = None,
+    other_names: tuple[str, ...] = (),
+) -> Any:
     """A dataclass field holding a whole number.
 
     Args:
@@ -202,8 +245,9 @@ def count(hf: str, *gguf: str, most: int, default: Callable[[Done], object] | No
         gguf: its keys in GGUF, without prefix; all that are there must agree.
         most: the upper bound.
         default: its value, from the fields before it, where the key is missing.
+        other_names: further keys in config.json that say the same.
     """
-    return field(Count(hf, gguf, (1, most), default))
+    return field(Count(hf, gguf, (1, most), default, other_names))
 
 
 def vocabulary(hf: str, gguf: str, *, most: int) -> Any:
@@ -219,6 +263,11 @@ def real(hf: str, *gguf: str, above: float, most: float) -> Any:
 def flag(hf: str, *, tensor: str, present: bool = True) -> Any:
     """A dataclass field that is true in GGUF where ``tensor`` is there (or is not)."""
     return field(Flag(hf, tensor, present))
+
+
+def switch(hf: str, gguf: str, *, hf_default: bool, gguf_default: bool) -> Any:
+    """A dataclass field that is true or false in either format."""
+    return field(Switch(hf, gguf, (hf_default, gguf_default)))
 
 
 def field(described: Field) -> Any:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from kvant.graph.ir import WeightRef
 
-__all__ = ["HF_NAMES", "hf_name", "is_buffer", "is_computed"]
+__all__ = [
+    "FUSED_EXPERTS",
+    "HF_NAMES",
+    "HF_NAMES_OF",
+    "hf_name",
+    "hf_parts",
+    "is_buffer",
+    "is_computed",
+]
 
-#: Role to module path, for all architectures so far. A new role is one line here.
+#: Role to module path, for most architectures. A new role is one line here.
 HF_NAMES: dict[str, str] = {
     "token_embd": "model.embed_tokens",
     "attn_norm": "model.layers.{layer}.input_layernorm",
@@ -20,14 +28,49 @@ HF_NAMES: dict[str, str] = {
     "ffn_gate": "model.layers.{layer}.mlp.gate_proj",
     "ffn_up": "model.layers.{layer}.mlp.up_proj",
     "ffn_down": "model.layers.{layer}.mlp.down_proj",
+    "ffn_gate_inp": "model.layers.{layer}.mlp.gate",
+    "ffn_gate_exps": "model.layers.{layer}.mlp.experts.{expert}.gate_proj",
+    "ffn_up_exps": "model.layers.{layer}.mlp.experts.{expert}.up_proj",
+    "ffn_down_exps": "model.layers.{layer}.mlp.experts.{expert}.down_proj",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
 
 
-def hf_name(ref: WeightRef) -> str:
-    """The Hugging Face name of a weight: ``model.layers.0.self_attn.q_proj.weight``."""
-    return f"{HF_NAMES[ref.role].format(layer=ref.layer)}.{ref.part}"
+#: The same for roles that an architecture calls differently.
+HF_NAMES_OF: dict[str, dict[str, str]] = {
+    "mixtral": {
+        "ffn_gate_inp": "model.layers.{layer}.block_sparse_moe.gate",
+        "ffn_gate_exps": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w1",
+        "ffn_up_exps": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w3",
+        "ffn_down_exps": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2",
+    },
+}
+
+#: Experts as transformers 5 holds them, where a checkpoint is written so: role to the name of one
+#: tensor [experts, n x rows, columns], n, and which of the n.
+FUSED_EXPERTS: dict[str, tuple[str, int, int]] = {
+    "ffn_gate_exps": ("model.layers.{layer}.mlp.experts.gate_up_proj", 2, 0),
+    "ffn_up_exps": ("model.layers.{layer}.mlp.experts.gate_up_proj", 2, 1),
+    "ffn_down_exps": ("model.layers.{layer}.mlp.experts.down_proj", 1, 0),
+}
+
+
+def hf_parts(ref: WeightRef, architecture: str) -> tuple[str, ...]:
+    """The Hugging Face names of a weight's parts: one of a matrix, one an expert of a stack."""
+    path = HF_NAMES_OF.get(architecture, {}).get(ref.role) or HF_NAMES[ref.role]
+    experts = ref.shape[0] if "{expert}" in path else 1
+    return tuple(
+        f"{path.format(layer=ref.layer, expert=expert)}.{ref.part}" for expert in range(experts)
+    )
+
+
+def hf_name(ref: WeightRef, architecture: str = "") -> str:
+    """The Hugging Face name of a weight: ``model.layers.0.self_attn.q_proj.weight``.
+
+    Of a stack of experts, that of the first.
+    """
+    return hf_parts(ref, architecture)[0]
 
 
 def is_buffer(name: str) -> bool:

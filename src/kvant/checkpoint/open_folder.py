@@ -9,7 +9,8 @@ import numpy as np
 from kvant.arch import find_hf
 from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
 from kvant.checkpoint.info import info_from_folder
-from kvant.checkpoint.names import HF_NAMES, hf_name, is_buffer, is_computed
+from kvant.checkpoint.experts import locate
+from kvant.checkpoint.names import HF_NAMES, is_buffer, is_computed
 from kvant.checkpoint.weights import Weight
 from kvant.errors import FileFormatError, InputError, UnsupportedError
 from kvant.files.config_json import read_json
@@ -39,12 +40,12 @@ def open_folder(folder: Path) -> Checkpoint:
     config, ignored = arch.from_hf(values, where)
     graph = arch.trace(config)
     content = read_folder(folder)
-    names = {ref.name: hf_name(ref) for ref in graph.weights.values()}
     other = {name: tensor.dtype for name, tensor in content.other.items()}
-    weights = match_weights(graph, content.tensors, other, names, "half", str(folder))
+    found = locate(graph, content.tensors, other, arch.name, str(folder))
+    stored = {**content.tensors, **found.stacks}
+    weights = match_weights(graph, stored, other, found.names, "half", str(folder))
 
-    needed = set(names.values())
-    extra = [name for name in (*content.tensors, *other) if name not in needed]
+    extra = [name for name in (*content.tensors, *other) if name not in found.used]
     notes: list[str] = []
     if config.tie_word_embeddings and _HEAD in content.tensors:
         _check_tied(content.tensors[_EMBEDDING], content.tensors[_HEAD])

@@ -19,7 +19,10 @@ from kvant.engine.plan import WeightSource, as_vector, lower
 from kvant.engine.session import Engine
 from kvant.errors import InputError, NotEnoughMemoryError, UnsupportedError, UsageError
 from kvant.files.source import quote
-from kvant.graph.ir import WeightRef
+from kvant.files.tensor import StackedTensor
+from kvant.graph.ir import Node, WeightRef
+from kvant.graph.ops import Moe
+from kvant.packing import get
 
 __all__ = ["KV_TYPES", "KvTypeName", "available_memory", "load_engine"]
 
@@ -99,7 +102,7 @@ def _check_types(checkpoint: Checkpoint) -> None:
     """Every matrix, before the first is touched."""
     for name, weight in checkpoint.weights.items():
         stored = weight.stored
-        if len(weight.shape) == 2 and not _core.has_panels(stored.type.id):
+        if len(weight.shape) >= 2 and not _core.has_panels(stored.type.id):
             raise UnsupportedError(
                 f"{stored.path}: tensor {quote(name)} is stored as {stored.type.name}, "
                 "which the engine cannot run. Quantise it to a packing that `kvant formats` lists."
@@ -138,7 +141,7 @@ class _Loader:
             self._files.clear()
 
     def source(self) -> WeightSource:
-        return WeightSource(self._matrix, self._vector, self._table)
+        return WeightSource(self._matrix, self._exact, self._vector, self._table)
 
     @property
     def panel_bytes(self) -> int:
@@ -169,10 +172,19 @@ class _Loader:
             if weight.rotary is not None and weight.rotary.order != "half":
                 rows, heads = weight.stored.rows, weight.rotary.heads
                 order = rotary_row_order(rows, heads, weight.rotary.order, "half").tolist()
-            panels = _core.Weight(self._rows(weight), order, self._resident)
+            stack = weight.shape[0] if len(weight.shape) == 3 else 1
+            panels = _core.Weight(self._rows(weight), order, self._resident, stack)
             self._matrices.append((ref.name, panels))
             self._ids["matrix", ref.name] = self._plan.add_weight(panels)
         return self._ids["matrix", ref.name]
+
+    def _exact(self, ref: WeightRef) -> int:
+        if ("exact", ref.name) not in self._ids:
+            values = np.ascontiguousarray(self._checkpoint.weights[ref.name].read_f32())
+            rows = values.view(np.uint8).reshape(len(values), -1)
+            panels = _core.Weight.of_array(get("F32").storage.id, values.shape[1], rows)
+            self._ids["exact", ref.name] = self._plan.add_weight(panels)
+        return self._ids["exact", ref.name]
 
     def _vector(self, ref: WeightRef) -> int:
         if ("vector", ref.name) not in self._ids:
@@ -186,13 +198,17 @@ class _Loader:
 
     def _rows(self, weight: Weight) -> _core.FileRows:
         stored = weight.stored
-        if stored.path not in self._files:
+        parts = stored.parts if isinstance(stored, StackedTensor) else (stored,)
+        places = [(self._file(part.path), part.offset) for part in parts]
+        return _core.FileRows(places, stored.type.id, stored.rows, stored.row_length)
+
+    def _file(self, path: Path) -> int:
+        if path not in self._files:
             try:
-                self._files[stored.path] = os.open(stored.path, os.O_RDONLY | os.O_CLOEXEC)
+                self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                raise InputError(f"{stored.path}: cannot be opened: {error.strerror}.") from None
-        fd = self._files[stored.path]
-        return _core.FileRows(fd, stored.offset, stored.type.id, stored.rows, stored.row_length)
+                raise InputError(f"{path}: cannot be opened: {error.strerror}.") from None
+        return self._files[path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +237,7 @@ class _Budget:
         )
         widest = max(node.result.width for node in checkpoint.graph.nodes[:-1])
         scratch = plan.most_tokens * widest * 16 + plan.threads * (2 << 20)  # buffers, about
+        scratch += plan.most_tokens * max(map(_expert_bytes, checkpoint.graph.nodes))
         return cls(
             str(checkpoint.path),
             _context(checkpoint),
@@ -256,6 +273,14 @@ class _Budget:
                 f"{_mb(self.limit)} are free. {room // self.block * per_block:,} tokens would fit."
             )
         return blocks
+
+
+def _expert_bytes(node: Node) -> int:
+    """Room for what a token's experts read and give, about."""
+    if not isinstance(node.op, Moe):
+        return 0
+    _, width, inner = node.op.down.shape
+    return node.op.used * (inner * 10 + width * 6)
 
 
 def _mb(count: int) -> str:

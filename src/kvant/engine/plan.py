@@ -30,6 +30,7 @@ from kvant.graph.ops import (
     Graph,
     LayerNorm,
     Linear,
+    Moe,
     Positions,
     RmsNorm,
     Rope,
@@ -40,7 +41,7 @@ from kvant.graph.ops import (
     output_head,
 )
 
-__all__ = ["LoweredPlan", "WeightSource", "lower"]
+__all__ = ["ExpertStack", "LoweredPlan", "WeightSource", "lower"]
 
 
 class _Map(IntEnum):
@@ -74,8 +75,20 @@ class WeightSource:
     """How the lowering gets at weights: ids of what was added to the plan, one for each name."""
 
     matrix: Callable[[WeightRef], int]
+    exact: Callable[[WeightRef], int]
+    """A matrix in single precision, whatever it is stored as."""
     vector: Callable[[WeightRef], int]
     table: Callable[[WeightRef], int]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStack:
+    """The operation of a stack of experts, how many of them a token uses, and whether the stack
+    reads what is between an expert's own products (down does)."""
+
+    op: int
+    used: int
+    inner: bool
 
 
 @dataclass(slots=True)
@@ -89,6 +102,8 @@ class LoweredPlan:
     hidden_size: int
     linear_ops: dict[str, int] = field(default_factory=dict)
     """Canonical name of a linear's weight -> the operation that reads its input."""
+    expert_ops: dict[str, ExpertStack] = field(default_factory=dict)
+    """Canonical name of a stack of experts -> where it is used."""
     matrices: dict[str, int] = field(default_factory=dict)
     vectors: dict[str, int] = field(default_factory=dict)
 
@@ -189,6 +204,8 @@ class _Lowering:
         elif isinstance(op, Rope):
             if not self._waits(node):
                 self._rope(node, op)
+        elif isinstance(op, Moe):
+            self._moe(node, op)
         elif isinstance(op, Add):
             self._add(node)
         else:
@@ -296,6 +313,10 @@ class _Lowering:
         assert isinstance(node.op, Linear)
         bias = -1 if node.op.bias is None else self._vector(node.op.bias)
         matrix = self._matrix(node.op.weight)
+        return matrix, bias, *self._target(node)
+
+    def _target(self, node: Node) -> tuple[int, bool]:
+        """The buffer of a node's result, and whether it is added to what the buffer holds."""
         users = self._users.get(node.result.id, [])
         if len(users) == 1 and isinstance(users[0].op, Add):
             add = users[0]
@@ -303,8 +324,23 @@ class _Lowering:
             if other.id in self._buffers and self._users[other.id][-1] is add:
                 self._buffers[add.result.id] = self._buffers[other.id]
                 self._done.add(add.result.id)
-                return matrix, bias, self._buffers[other.id], True
-        return matrix, bias, self._new(node.result), False
+                return self._buffers[other.id], True
+        return self._new(node.result), False
+
+    # ---- experts --------------------------------------------------------------------------------
+
+    def _moe(self, node: Node, op: Moe) -> None:
+        """The router as a linear, exact: a choice of experts must not hang on its rounding."""
+        source = self._buffer(node.inputs[0])
+        scores = self._room(op.experts)
+        router = (self._weights.exact(op.router), -1, scores, False)
+        self._plan.linear(self._layer, _Map.NOTHING, source, -1, -1, -1, 0.0, [router])
+        gate, up, down = (self._matrix(ref) for ref in (op.gate, op.up, op.down))
+        index = self._plan.moe(
+            self._layer, source, scores, *self._target(node), gate, up, down, op.used, op.normalise
+        )
+        for ref in op.weights[1:]:
+            self._out.expert_ops[ref.name] = ExpertStack(index, op.used, ref is op.down)
 
     # ---- attention ------------------------------------------------------------------------------
 
@@ -383,11 +419,15 @@ class _Lowering:
         return self._buffers[value.id]
 
     def _new(self, value: Value) -> int:
-        key = (self._place, value.width)
+        self._buffers[value.id] = self._room(value.width)
+        return self._buffers[value.id]
+
+    def _room(self, width: int) -> int:
+        """A buffer for this place in the layer."""
+        key = (self._place, width)
         self._place += 1
         if key not in self._shared:
-            self._shared[key] = self._plan.add_buffer(value.width)
-        self._buffers[value.id] = self._shared[key]
+            self._shared[key] = self._plan.add_buffer(width)
         return self._shared[key]
 
     def _matrix(self, ref: WeightRef) -> int:

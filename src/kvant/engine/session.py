@@ -13,16 +13,17 @@ import numpy.typing as npt
 
 from kvant import _core
 from kvant.engine.kv_blocks import KvBlocks, KvSequence
-from kvant.engine.plan import LoweredPlan
+from kvant.engine.plan import ExpertStack, LoweredPlan
 from kvant.errors import ContextError, DataError, FileFormatError, UsageError
 
-__all__ = ["Engine", "Memory", "Rows", "Work"]
+__all__ = ["Engine", "Inputs", "Memory", "Rows", "Work"]
 
 Rows = Literal["last", "all", "none", "hidden"]
 Floats = npt.NDArray[np.float32]
 Tokens = Sequence[int] | npt.NDArray[np.integer]
 Work = Sequence[tuple[KvSequence, Tokens]]
 
+_Routing = tuple[int, npt.NDArray[np.int32], Floats | None, Floats | None]
 _EMPTY_ROWS = np.empty(0, np.int32)
 
 
@@ -38,6 +39,20 @@ class Memory:
     def total(self) -> int:
         """All together."""
         return self.weights_bytes + self.kv_bytes + self.scratch_bytes
+
+
+class Inputs(dict[str, Floats]):
+    """What linears read, by canonical name: float32 [tokens, row length].
+
+    A stack of experts has an entry in ``experts``, int32 [rows, n]: the experts that each of its
+    rows went to. Gate and up read one row a token, which goes to all of its experts; down reads a
+    row for every token and expert, token by token, so there n is 1. What expert e read is
+    ``inputs[name][(inputs.experts[name] == e).any(1)]``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts: dict[str, npt.NDArray[np.int32]] = {}
 
 
 class Engine:
@@ -274,7 +289,7 @@ class Engine:
         *,
         capture: Sequence[str] = (),
         advance: bool = False,
-    ) -> tuple[Floats, dict[str, Floats]]:
+    ) -> tuple[Floats, Inputs]:
         """Run one layer alone.
 
         Args:
@@ -286,7 +301,8 @@ class Engine:
             advance: count the tokens in ``length``; after the last layer of a step.
 
         Returns:
-            The stream after the layer, and the inputs by name, float32 [tokens, row length].
+            The stream after the layer, and the inputs by name, float32 [tokens, row length]; what
+            experts read, and which, is told by `Inputs`.
 
         Raises:
             UsageError: no such layer or linear, or rows that do not add up.
@@ -303,7 +319,7 @@ class Engine:
                 f"A layer takes 1 to {self.step_tokens} rows at once, some of each sequence; "
                 f"got {[count for _, count in sequences]}."
             )
-        inputs, captures = self._captures(layer, capture, rows)
+        inputs, captures, routings = self._captures(layer, capture, rows)
         tokens = np.zeros(rows, np.int32)
         out = np.empty(hidden.shape, np.float32)
         with self._lock:
@@ -319,6 +335,7 @@ class Engine:
                 None,
                 None,
                 captures,
+                routings,
             )
             self._check(found)
         if advance:
@@ -328,10 +345,15 @@ class Engine:
 
     def _captures(
         self, layer: int, names: Sequence[str], rows: int
-    ) -> tuple[dict[str, Floats], list[tuple[int, Floats]]]:
-        inputs: dict[str, Floats] = {}
+    ) -> tuple[Inputs, list[tuple[int, Floats]], list[_Routing]]:
+        inputs = Inputs()
         by_op: dict[int, Floats] = {}
+        experts: dict[int, _Routing] = {}
         for name in names:
+            stack = self._lowered.expert_ops.get(name)
+            if stack is not None and name.startswith(f"blk.{layer}."):
+                self._capture_experts(name, stack, rows, inputs, experts)
+                continue
             op = self._lowered.linear_ops.get(name)
             if op is None or not name.startswith(f"blk.{layer}."):
                 raise UsageError(f"Layer {layer} has no linear called {name!r}.")
@@ -339,17 +361,40 @@ class Engine:
                 columns = self._plan.op_columns(op)
                 by_op[op] = np.empty((rows, columns), np.float32)
             inputs[name] = by_op[op]
-        return inputs, list(by_op.items())
+        return inputs, list(by_op.items()), list(experts.values())
+
+    def _capture_experts(
+        self,
+        name: str,
+        stack: ExpertStack,
+        tokens: int,
+        inputs: Inputs,
+        experts: dict[int, _Routing],
+    ) -> None:
+        op, chosen, outer, inner = experts.get(
+            stack.op, (stack.op, np.empty((tokens, stack.used), np.int32), None, None)
+        )
+        columns = self._plan.weight(self._lowered.matrices[name]).columns
+        if stack.inner:
+            inner = np.empty((tokens * stack.used, columns), np.float32)
+            inputs[name], inputs.experts[name] = inner, chosen.reshape(-1, 1)
+        else:
+            outer = np.empty((tokens, columns), np.float32) if outer is None else outer
+            inputs[name], inputs.experts[name] = outer, chosen
+        experts[stack.op] = op, chosen, outer, inner
 
     def linears(self, layer: int) -> list[str]:
-        """Canonical names of a layer's linears."""
-        return [n for n in self._lowered.linear_ops if n.startswith(f"blk.{layer}.")]
+        """Canonical names of a layer's linears, stacks of experts among them; routers are none."""
+        names = (*self._lowered.linear_ops, *self._lowered.expert_ops)
+        return [n for n in names if n.startswith(f"blk.{layer}.")]
 
     def shared_inputs(self, layer: int) -> list[list[str]]:
         """The layer's linears, those that read one input together."""
-        groups: dict[int, list[str]] = {}
+        groups: dict[tuple[int, bool], list[str]] = {}
         for name in self.linears(layer):
-            groups.setdefault(self._lowered.linear_ops[name], []).append(name)
+            stack = self._lowered.expert_ops.get(name)
+            key = (stack.op, stack.inner) if stack else (self._lowered.linear_ops[name], False)
+            groups.setdefault(key, []).append(name)
         return list(groups.values())
 
     @contextmanager

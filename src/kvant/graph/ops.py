@@ -28,6 +28,7 @@ __all__ = [
     "Graph",
     "LayerNorm",
     "Linear",
+    "Moe",
     "Positions",
     "RmsNorm",
     "Rope",
@@ -262,6 +263,40 @@ class Slice(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Moe(Op):
+    """A mixture of gated experts: each token goes through the ``used`` that its router prefers.
+
+    The router's scores over all experts become shares by softmax; the largest ``used`` are kept
+    (of equal ones those of lower index), and with ``normalise`` divided by their sum. The result
+    is the sum over them of share times ``down @ (silu(gate @ x) * (up @ x))``. Experts of a role
+    are one stack of matrices: ``gate`` and ``up`` [experts, inner, width], ``down``
+    [experts, width, inner]; ``router`` is [experts, width].
+    Source: Shazeer et al., arXiv 1701.06538; Jiang et al., arXiv 2401.04088.
+    """
+
+    router: WeightRef
+    gate: WeightRef
+    up: WeightRef
+    down: WeightRef
+    used: int
+    normalise: bool
+
+    @property
+    def experts(self) -> int:
+        """How many there are."""
+        return self.router.shape[0]
+
+    @property
+    def weights(self) -> tuple[WeightRef, ...]:
+        """The router and the three stacks."""
+        return (self.router, self.gate, self.up, self.down)
+
+    def accept(self, fold: Fold[T], inputs: Sequence[T]) -> T:
+        """Dispatch."""
+        return fold.moe(self, inputs[0])
+
+
+@dataclass(frozen=True, slots=True)
 class Add(Op):
     """The sum of two rows of one width."""
 
@@ -324,6 +359,10 @@ class Fold(ABC, Generic[T]):
     @abstractmethod
     def slice(self, op: Slice, x: T) -> T:
         """Handle ``Slice``."""
+
+    @abstractmethod
+    def moe(self, op: Moe, x: T) -> T:
+        """Handle ``Moe``."""
 
     @abstractmethod
     def add(self, op: Add, left: T, right: T) -> T:
@@ -464,6 +503,18 @@ class Graph(Trace):
         starts = accumulate(widths[:-1], initial=0)
         cuts = zip(starts, widths, strict=True)
         return [self._record(Slice(start, width), (x,), width) for start, width in cuts]
+
+    def moe(
+        self, x: Value, *, experts: int, used: int, inner: int, normalise: bool = True
+    ) -> Value:
+        """Send the row through ``used`` of ``experts`` gated feed-forwards ``inner`` wide."""
+        if not 1 <= used <= experts:
+            raise ValueError(f"moe: {used} of {experts} experts cannot be used")
+        router = self._declare("ffn_gate_inp", "weight", (experts, x.width))
+        gate = self._declare("ffn_gate_exps", "weight", (experts, inner, x.width))
+        up = self._declare("ffn_up_exps", "weight", (experts, inner, x.width))
+        down = self._declare("ffn_down_exps", "weight", (experts, x.width, inner))
+        return self._record(Moe(router, gate, up, down, used, normalise), (x,), x.width)
 
     def add(self, left: Value, right: Value) -> Value:
         """Sum two values."""

@@ -24,6 +24,7 @@ from kvant.graph.ops import (
     Gelu,
     LayerNorm,
     Linear,
+    Moe,
     Positions,
     RmsNorm,
     Rope,
@@ -180,6 +181,26 @@ class Interpreter(Fold[Array]):
     def slice(self, op: Slice, x: Array) -> Array:
         """A part of the last axis."""
         return x[..., op.start : op.start + op.width]
+
+    def moe(self, op: Moe, x: Array) -> Array:
+        """Expert by expert, over the tokens that chose it."""
+        rows = x.reshape(-1, x.shape[-1])
+        scores = rows @ self._weight(op.router).T
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        chosen = np.argsort(-shares, axis=-1, kind="stable")[:, : op.used]
+        share = np.take_along_axis(shares, chosen, -1)
+        if op.normalise:
+            share /= share.sum(-1, keepdims=True)
+        gates, ups, downs = map(self._weight, (op.gate, op.up, op.down))
+        y = np.zeros_like(rows)
+        for expert in range(op.experts):
+            token, rank = np.nonzero(chosen == expert)
+            if len(token):
+                some = rows[token]
+                inner = self.swiglu(SwiGlu(), some @ gates[expert].T, some @ ups[expert].T)
+                y[token] += share[token, rank, None] * (inner @ downs[expert].T)
+        return y.reshape(x.shape)
 
     def add(self, op: Add, left: Array, right: Array) -> Array:
         """Elementwise."""

@@ -304,10 +304,11 @@ def _sources(checkpoint: Checkpoint) -> Iterator[_Source]:
 def _model_shape(checkpoint: Checkpoint) -> ModelShape:
     c = checkpoint.config
     return ModelShape(
-        architecture=checkpoint.architecture.name,
+        architecture=checkpoint.architecture.gguf_name,
         layers=c.num_hidden_layers,
         queries_per_kv_head=c.num_attention_heads // c.num_key_value_heads,
         tied_output=c.tie_word_embeddings,
+        experts=getattr(c, "num_experts", 0),
     )
 
 

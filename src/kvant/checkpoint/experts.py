@@ -1,0 +1,109 @@
+"""Stacks of experts in a Hugging Face folder, which has a tensor for each expert, or fused ones."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from kvant.checkpoint.names import FUSED_EXPERTS, hf_parts
+from kvant.errors import FileFormatError
+from kvant.files.source import quote
+from kvant.files.tensor import StackedTensor, StoredTensor
+from kvant.graph.ir import Trace, WeightRef
+
+__all__ = ["Located", "locate"]
+
+_REMEDY = "Config and weights are not of one model; fetch both again."
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where a folder has what a graph declares.
+
+    ``names`` says the container's name by canonical name; ``stacks`` are tensors made of several,
+    by the name given for them there; ``used`` are all tensors of the container that are needed.
+    """
+
+    names: Mapping[str, str]
+    stacks: Mapping[str, StoredTensor]
+    used: frozenset[str]
+
+
+def locate(
+    graph: Trace,
+    stored: Mapping[str, StoredTensor],
+    other: Collection[str],
+    architecture: str,
+    where: str,
+) -> Located:
+    """Find the tensors of all weights; those that are missing keep the name they should have.
+
+    ``other`` names tensors of types no reader knows.
+
+    Raises:
+        FileFormatError: an expert is missing or has another shape or type than the others.
+    """
+    names: dict[str, str] = {}
+    stacks: dict[str, StoredTensor] = {}
+    used: set[str] = set()
+    for ref in graph.weights.values():
+        if len(ref.shape) != 3:
+            names[ref.name] = hf_parts(ref, architecture)[0]
+            used.add(names[ref.name])
+            continue
+        fused, count, which = FUSED_EXPERTS[ref.role]
+        fused = fused.format(layer=ref.layer)
+        if fused in stored:
+            parts = _unfused(ref, stored[fused], count, which)
+            used.add(fused)
+        elif unknown := next((n for n in hf_parts(ref, architecture) if n in other), None):
+            names[ref.name] = unknown
+            continue
+        else:
+            parts = _gathered(ref, stored, hf_parts(ref, architecture), where)
+            used.update(part.name for part in parts)
+        names[ref.name] = f"{ref.name} of {len(parts)}"
+        stacks[names[ref.name]] = StackedTensor.of(parts[0].name, parts)
+    return Located(names, stacks, frozenset(used))
+
+
+def _unfused(ref: WeightRef, tensor: StoredTensor, count: int, which: int) -> list[StoredTensor]:
+    experts, rows, columns = ref.shape
+    if tensor.shape != (experts, count * rows, columns):
+        raise _shape_error(tensor, (experts, count * rows, columns))
+    step = rows * tensor.row_bytes
+    return [
+        replace(
+            tensor, shape=(rows, columns), offset=tensor.offset + (expert * count + which) * step
+        )
+        for expert in range(experts)
+    ]
+
+
+def _gathered(
+    ref: WeightRef, stored: Mapping[str, StoredTensor], names: tuple[str, ...], where: str
+) -> list[StoredTensor]:
+    parts: list[StoredTensor] = []
+    for name in names:
+        tensor = stored.get(name)
+        if tensor is None:
+            raise FileFormatError(
+                f"{where}: tensor {name!r} of shape {ref.shape[1:]} is missing, the config implies "
+                f"{len(names)} experts in layer {ref.layer}. Fetch all files of one release again."
+            )
+        if tensor.shape != ref.shape[1:]:
+            raise _shape_error(tensor, ref.shape[1:])
+        if parts and tensor.type != parts[0].type:
+            raise FileFormatError(
+                f"{tensor.path}: tensor {quote(name)} is stored as {tensor.type.name}, expected "
+                f"{parts[0].type.name} as its first expert. Store the experts of a layer alike."
+            )
+        parts.append(tensor)
+    return parts
+
+
+def _shape_error(tensor: StoredTensor, expected: tuple[int, ...]) -> FileFormatError:
+    return FileFormatError(
+        f"{tensor.path}: tensor {quote(tensor.name)} should have the shape {expected} by the "
+        f"config, got {tensor.shape}. {_REMEDY}"
+    )

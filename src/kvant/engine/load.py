@@ -58,7 +58,9 @@ def load_engine(
         checkpoint: an unquantised folder, or a GGUF file of any packings.
         threads: by default one for each processor this process may use.
         kv_tokens: tokens of all sequences together that the cache holds; by default as many as the
-            model's context, or what half of the free memory takes, if that is less.
+            model's context, or what half of the free memory takes, if that is less. Models with
+            two sets of rope factors use those for long texts where it holds more than they were
+            first trained for.
         kv_type: how keys and values are kept: ``"f16"``, or ``"q8_0"`` in about half the memory.
         memory_limit: most bytes for weights, cache and scratch; by default what is free.
         resident: False leaves the weights in the file and builds panels as they are used: slow,
@@ -78,7 +80,8 @@ def load_engine(
     _check_types(checkpoint)
     plan = _core.Plan(_thread_count(threads), max(8, min(step_tokens, _context(checkpoint))))
     with _Loader(checkpoint, plan, resident).open() as loader:
-        lowered = lower(checkpoint.graph, plan, loader.source(), KV_TYPES[kv_type])
+        longest = min(kv_tokens or _context(checkpoint), _context(checkpoint))
+        lowered = lower(checkpoint.graph, plan, loader.source(), KV_TYPES[kv_type], longest)
         budget = _Budget.of(checkpoint, plan, loader, kv_type, memory_limit)
         blocks = budget.blocks(kv_tokens)
         try:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from kvant.checkpoint import Checkpoint, Weight
 from kvant.errors import UsageError
 from kvant.graph.ir import Value, WeightRef
-from kvant.graph.ops import Linear, run
+from kvant.graph.ops import Linear, output_head, run
 from kvant.reference.interpret import Interpreter
 
 __all__ = ["ReferenceModel", "Tile"]
@@ -44,10 +44,9 @@ class ReferenceModel:
         self._weights = checkpoint.weights
         self._cache: dict[str, Array] | None = {} if cache else None
         self._fold = Interpreter(self._weight, self._rows)
-        last = self.graph.nodes[-1]
-        if not isinstance(last.op, Linear):
-            raise ValueError("a language model's graph ends in a linear")
-        self._head, self._head_input = last.op, last.inputs[0]
+        head, self._after_head = output_head(self.graph)
+        assert isinstance(head.op, Linear)
+        self._head, self._head_input = head.op, head.inputs[0]
 
     def logits(
         self, tokens: npt.ArrayLike, *, first_row: int = 0, tile_rows: int | None = None
@@ -77,6 +76,8 @@ class ReferenceModel:
                 logits = rows[row : row + step] @ weight
                 if bias is not None:
                     logits += bias
+                for node in self._after_head:
+                    logits = node.op.accept(self._fold, [logits])
                 yield Tile(sequence, row, logits)
 
     def forward(self, tokens: npt.ArrayLike) -> Array:

@@ -80,7 +80,7 @@ def test_quantised_sources_are_decoded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "error", "words"),
     [
-        ({"llama.expert_count": uint32(8)}, UnsupportedError, "expert_count"),
+        ({"llama.expert_count": uint32(8)}, FileFormatError, "expert_used_count"),
         ({"llama.attention.sliding_window": uint32(64)}, UnsupportedError, "sliding_window"),
         ({"llama.attention.scale": float32(0.1)}, UnsupportedError, "attention.scale"),
         ({"llama.attention.causal": boolean(False)}, UnsupportedError, "attention.causal"),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from checkpoint.small_models import LLAMA3_ROPE
-from oracles.models import longrope
 from kvant.checkpoint import open_checkpoint
 from kvant.reference import ReferenceModel
+from oracles.models import longrope
 
 pytestmark = pytest.mark.parity
 
@@ -39,6 +39,9 @@ GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 40} | {
 }
 _LLAMA3 = {**LLAMA3_ROPE, "rope_theta": 500000.0}
 _LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+_EXPERTS |= {"norm_topk_prob": True}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -81,6 +84,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": longrope(6), "original_max_position_embeddings": 400}
         | {"partial_rotary_factor": 0.75, "pad_token_id": 0},
     ),
+    "qwen3moe": ("Qwen3Moe", {**_EXPERTS, "head_dim": 16}),
+    "qwen3moe, tied, one for a token": (
+        "Qwen3Moe",
+        {**_EXPERTS, "num_experts_per_tok": 1, "tie_word_embeddings": True},
+    ),
+    "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "mixtral, all for a token": ("Mixtral", {"num_local_experts": 3, "num_experts_per_tok": 3}),
     "qwen3, tied, square heads": ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
 }
 
@@ -125,6 +135,18 @@ def test_logits(tmp_path: Path, case: str) -> None:
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
     assert checkpoint.unused == ()
     assert checkpoint.parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("case", ["qwen3moe", "mixtral"])
+def test_experts_fused_as_transformers_holds_them(tmp_path: Path, case: str) -> None:
+    model = _model(*CASES[case])
+    model.save_pretrained(tmp_path, save_original_format=False, max_shard_size="100KB")
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.unused == ()
+    assert checkpoint.parameters == sum(p.numel() for p in model.parameters())
+    got = ReferenceModel(checkpoint, cache=False).forward(TOKENS)
+    expected = _logits(model, TOKENS)
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_shards(tmp_path: Path) -> None:

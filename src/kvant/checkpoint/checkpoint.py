@@ -13,7 +13,7 @@ from kvant.checkpoint.weights import Rotary, Weight
 from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.gguf import GgufFile
 from kvant.files.source import quote
-from kvant.files.tensor import StoredTensor
+from kvant.files.tensor import StackedTensor, StoredTensor
 from kvant.graph.ir import WeightRef
 from kvant.graph.ops import Graph, rotary_weights
 from kvant.packing import known
@@ -93,10 +93,16 @@ def count_storage(tensors: Iterable[StoredTensor]) -> dict[str, StorageCount]:
     for tensor in tensors:
         groups.setdefault(tensor.type.name, []).append(tensor)
     counts = {
-        name: StorageCount(len(group), sum(t.elements for t in group), sum(t.nbytes for t in group))
+        name: StorageCount(
+            sum(map(_parts, group)), sum(t.elements for t in group), sum(t.nbytes for t in group)
+        )
         for name, group in groups.items()
     }
     return dict(sorted(counts.items(), key=lambda item: -item[1].nbytes))
+
+
+def _parts(tensor: StoredTensor) -> int:
+    return len(tensor.parts) if isinstance(tensor, StackedTensor) else 1
 
 
 def match_weights(

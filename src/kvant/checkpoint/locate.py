@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from kvant.checkpoint.names import FUSED_EXPERTS, hf_parts, hf_prefix, hf_values
+from kvant.checkpoint.names import (
+    FUSED_EXPERTS,
+    hf_name,
+    hf_parts,
+    hf_prefix,
+    hf_values,
+)
 from kvant.checkpoint.transforms import canonical
 from kvant.errors import FileFormatError
 from kvant.files.source import quote
@@ -54,7 +60,7 @@ def locate(
     bare = not any(name.startswith(prefix) for name in (*stored, *other))
     for ref in graph.weights.values():
         if len(ref.shape) != 3:
-            name = hf_parts(ref, architecture)[0]
+            name = _matrix_name(ref, stored, architecture)
             if bare and name.removeprefix(prefix) in stored:
                 name = name.removeprefix(prefix)
             names[ref.name] = name
@@ -77,6 +83,13 @@ def locate(
         names[ref.name] = f"{ref.name} of {len(parts)}"
         made[names[ref.name]] = StackedTensor.of(parts[0].name, parts)
     return Located(names, made, frozenset(used), bare)
+
+
+def _matrix_name(ref: WeightRef, stored: Mapping[str, StoredTensor], architecture: str) -> str:
+    """The architecture's own name, or the usual one: transformers 5 holds Mixtral's router so."""
+    own = hf_name(ref, architecture)
+    router = ref.role == "ffn_gate_inp" and own not in stored and hf_name(ref) in stored
+    return hf_name(ref) if router else own
 
 
 def _unfused(ref: WeightRef, tensor: StoredTensor, count: int, which: int) -> list[StoredTensor]:

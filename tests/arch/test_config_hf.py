@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint.small_models import CONFIGS, LLAMA, LLAMA3_ROPE, QWEN2, QWEN3
-from kvant.arch import DecoderConfig, find_hf
+from kvant.arch import ModelConfig, find_hf
 from kvant.errors import FileFormatError, InputError, UnsupportedError
 
 
-def _read(config: dict[str, Any]) -> tuple[DecoderConfig, list[str]]:
+def _read(config: dict[str, Any]) -> tuple[ModelConfig, list[str]]:
     return find_hf(config, "config.json").from_hf(config, "config.json")
 
 

@@ -14,6 +14,7 @@ from kvant.checkpoint.names import hf_parts
 from kvant.files.gguf import TensorSpec, Value, header_bytes, padded
 from kvant.files.safetensors import write_safetensors
 from kvant.packing import get, quantize
+from oracles.models import as_stored
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -60,7 +61,49 @@ MIXTRAL = {
     "model_type": "mixtral",
     "num_local_experts": 4,
 }
+GPT2 = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "n_embd": 32,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 128,
+    "layer_norm_epsilon": 1e-5,
+    "vocab_size": 48,
+}
+MISTRAL = {
+    **LLAMA,
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "sliding_window": 20,
+}
+GEMMA2 = {
+    **LLAMA,
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "hidden_act": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 20,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+GEMMA3 = {
+    **GEMMA2,
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "sliding_window_pattern": 2,
+}
+PHI3 = {**LLAMA, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
 CONFIGS = {
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "gpt2": GPT2,
+    "mistral": MISTRAL,
+    "phi3": PHI3,
     "llama": LLAMA,
     "mixtral": MIXTRAL,
     "qwen2": QWEN2,
@@ -79,7 +122,8 @@ def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
         values = rng.normal(0, 0.15, ref.shape)
         if ref.role.endswith("_norm"):
             values += 1
-        parts = values.astype(np.float32) if len(ref.shape) == 3 else [values.astype(np.float32)]
+        values = as_stored(ref, arch.name, values.astype(np.float32))
+        parts = values if len(ref.shape) == 3 else [values]
         weights.update(zip(hf_parts(ref, arch.name), parts, strict=True))
     return weights
 

@@ -15,18 +15,26 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.arch import find_hf
-from kvant.checkpoint.names import hf_parts
+from kvant.checkpoint.names import hf_parts, hf_values
 from kvant.files.safetensors import write_safetensors
+from kvant.graph.ir import WeightRef
 from kvant.packing import convert_rows
 from kvant.tokenizer.byte_alphabet import BYTE_CHARACTERS
 
 __all__ = [
+    "GEMMA2",
+    "GEMMA3",
+    "GPT2",
     "LLAMA",
     "LLAMA3_ROPE",
+    "MISTRAL",
     "MIXTRAL",
+    "PHI3",
     "QWEN2",
     "QWEN3",
     "QWEN3MOE",
+    "as_stored",
+    "longrope",
     "make_folder",
     "weights_of",
 ]
@@ -67,6 +75,54 @@ MIXTRAL = {
     "num_experts_per_tok": 2,
     "intermediate_size": 256,
 }
+GPT2 = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "n_embd": 256,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 256,
+    "layer_norm_epsilon": 1e-5,
+    "vocab_size": 384,
+}
+MISTRAL = {
+    **LLAMA,
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "sliding_window": 24,
+}
+GEMMA2 = {
+    **LLAMA,
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "head_dim": 64,
+    "query_pre_attn_scalar": 64,
+    "sliding_window": 24,
+    "attn_logit_softcapping": 5.0,  # low, so that it is felt
+    "final_logit_softcapping": 3.0,
+}
+GEMMA3 = {
+    **GEMMA2,
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 10000.0,
+    "num_hidden_layers": 3,
+    "sliding_window_pattern": 3,
+}
+PHI3 = {
+    **LLAMA,
+    "architectures": ["Phi3ForCausalLM"],
+    "model_type": "phi3",
+    "sliding_window": None,
+    "original_max_position_embeddings": 256,
+}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -74,6 +130,15 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+
+
+def longrope(turned: int) -> dict[str, Any]:
+    """Rope parameters with factors of their own for short and long texts."""
+    pairs = turned // 2
+    short = [round(1 + i / (4 * pairs), 3) for i in range(pairs)]
+    long = [round(1 + 8 * i / pairs, 3) for i in range(pairs)]
+    return {"type": "longrope", "short_factor": short, "long_factor": long}
+
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -94,11 +159,20 @@ def weights_of(config: Mapping[str, Any], seed: int = 0) -> Arrays:
             values *= 3 / np.sqrt(ref.shape[-1])  # so that the choice of experts is clear
         elif ref.role != "token_embd" and len(ref.shape) >= 2:
             values /= np.sqrt(ref.shape[-1])
-        elif ref.role == "token_embd" and config["tie_word_embeddings"]:
+        elif ref.role == "token_embd" and config.get("tie_word_embeddings", True):
             values *= 2 / np.sqrt(ref.shape[-1])
         parts = hf_parts(ref, arch.name)
-        weights.update(zip(parts, values if values.ndim == 3 else [values], strict=True))
+        stored = as_stored(ref, arch.name, values)
+        weights.update(zip(parts, stored if values.ndim == 3 else [stored], strict=True))
     return weights
+
+
+def as_stored(ref: WeightRef, architecture: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Canonical numbers of a weight as Hugging Face's files of the architecture have them."""
+    kind = hf_values(ref, architecture)
+    if kind == "one less":
+        return (values - 1).astype(np.float32)
+    return np.ascontiguousarray(values.T) if kind == "transposed" else values
 
 
 def make_folder(

@@ -5,7 +5,7 @@
     checkpoint.py    Checkpoint; matching stored tensors with the weights the graph declares
     open_folder.py   Hugging Face folders        open_gguf.py   GGUF files
     names.py         role -> Hugging Face name   weights.py     rows of a weight, in either order
-    experts.py       stacks of experts in folders
+    locate.py        where a folder has them  transforms.py  numbers that are stored differently
     sampling.py      generation_config.json
     info.py          ModelInfo, from card.py (front matter) and model_name.py (the convention)
 """

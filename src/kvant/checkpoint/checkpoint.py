@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kvant.arch import Architecture, DecoderConfig, RowOrder
+from kvant.arch import Architecture, ModelConfig, RowOrder
 from kvant.checkpoint.info import ModelInfo
 from kvant.checkpoint.weights import Rotary, Weight
 from kvant.errors import FileFormatError, UnsupportedError
@@ -46,7 +46,7 @@ class Checkpoint:
     path: Path
     format: Literal["hf", "gguf"]
     architecture: Architecture
-    config: DecoderConfig
+    config: ModelConfig
     graph: Graph
     weights: Mapping[str, Weight]
     info: ModelInfo

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from kvant.graph.ir import WeightRef
 
 __all__ = [
     "FUSED_EXPERTS",
     "HF_NAMES",
     "HF_NAMES_OF",
+    "HF_VALUES_OF",
+    "HfValues",
     "hf_name",
     "hf_parts",
+    "hf_prefix",
+    "hf_values",
     "is_buffer",
     "is_computed",
 ]
+
+HfValues = Literal["as they are", "one less", "transposed"]
+"""How Hugging Face's numbers of a weight differ from the canonical ones, which are GGUF's: a norm's
+gains less one, or a matrix [inputs, outputs]."""
 
 #: Role to module path, for most architectures. A new role is one line here.
 HF_NAMES: dict[str, str] = {
@@ -37,14 +47,55 @@ HF_NAMES: dict[str, str] = {
 }
 
 
+_NORMS_AROUND = {
+    "post_attention_norm": "model.layers.{layer}.post_attention_layernorm",
+    "ffn_norm": "model.layers.{layer}.pre_feedforward_layernorm",
+    "post_ffw_norm": "model.layers.{layer}.post_feedforward_layernorm",
+}
+
 #: The same for roles that an architecture calls differently.
 HF_NAMES_OF: dict[str, dict[str, str]] = {
+    "gemma2": _NORMS_AROUND,
+    "gemma3": _NORMS_AROUND,
+    "gpt2": {
+        "token_embd": "transformer.wte",
+        "position_embd": "transformer.wpe",
+        "attn_norm": "transformer.h.{layer}.ln_1",
+        "attn_qkv": "transformer.h.{layer}.attn.c_attn",
+        "attn_output": "transformer.h.{layer}.attn.c_proj",
+        "ffn_norm": "transformer.h.{layer}.ln_2",
+        "ffn_up": "transformer.h.{layer}.mlp.c_fc",
+        "ffn_down": "transformer.h.{layer}.mlp.c_proj",
+        "output_norm": "transformer.ln_f",
+    },
+    "phi3": {
+        "attn_qkv": "model.layers.{layer}.self_attn.qkv_proj",
+        "ffn_up": "model.layers.{layer}.mlp.gate_up_proj",
+    },
     "mixtral": {
         "ffn_gate_inp": "model.layers.{layer}.block_sparse_moe.gate",
         "ffn_gate_exps": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w1",
         "ffn_up_exps": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w3",
         "ffn_down_exps": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2",
     },
+}
+
+_CONV1D: dict[str, HfValues] = dict.fromkeys(
+    ("attn_qkv", "attn_output", "ffn_up", "ffn_down"), "transposed"
+)
+_NORMS: dict[str, HfValues] = dict.fromkeys(
+    (
+        *("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "output_norm"),
+        *("attn_q_norm", "attn_k_norm"),
+    ),
+    "one less",
+)
+
+#: Roles whose numbers an architecture has differently in Hugging Face's files.
+HF_VALUES_OF: dict[str, dict[str, HfValues]] = {
+    "gemma2": _NORMS,
+    "gemma3": _NORMS,
+    "gpt2": _CONV1D,
 }
 
 #: Experts as transformers 5 holds them, where a checkpoint is written so: role to the name of one
@@ -73,19 +124,33 @@ def hf_name(ref: WeightRef, architecture: str = "") -> str:
     return hf_parts(ref, architecture)[0]
 
 
+def hf_prefix(architecture: str) -> str:
+    """What the names of all weights but the head's begin with, and those of a bare model lack."""
+    embedding = HF_NAMES_OF.get(architecture, {}).get("token_embd") or HF_NAMES["token_embd"]
+    return embedding.partition(".")[0] + "."
+
+
+def hf_values(ref: WeightRef, architecture: str) -> HfValues:
+    """How Hugging Face has a weight's numbers."""
+    if ref.part == "bias":
+        return "as they are"
+    return HF_VALUES_OF.get(architecture, {}).get(ref.role, "as they are")
+
+
 def is_buffer(name: str) -> bool:
     """Whether a tensor only repeats what the config says.
 
-    Early checkpoints stored the rope's frequencies (``inv_freq``), which follow from its base.
+    Early checkpoints stored the rope's frequencies (``inv_freq``), which follow from its base, or
+    the causal mask and the number that masked scores get.
     """
-    return name.endswith(".rotary_emb.inv_freq")
+    return name.endswith((".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias"))
 
 
-def is_computed(name: str) -> bool:
+def is_computed(name: str, architecture: str = "") -> bool:
     """Whether transformers would put a tensor of this name into the computation of the logits.
 
-    Everything under ``model`` and ``lm_head`` is a part of the causal language model: a bias or
-    norm there that the graph lacks means that it is another model. Heads for other tasks
-    (``score.weight``, ``v_head.…``) have other prefixes.
+    Everything under ``model`` (``transformer``) and ``lm_head`` is a part of the causal language
+    model: a bias or norm there that the graph lacks means that it is another model. Heads for other
+    tasks (``score.weight``, ``v_head.…``) have other prefixes.
     """
-    return name.startswith(("model.", "lm_head.")) and not is_buffer(name)
+    return name.startswith((hf_prefix(architecture), "lm_head.")) and not is_buffer(name)

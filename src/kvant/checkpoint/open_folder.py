@@ -8,8 +8,8 @@ import numpy as np
 
 from kvant.arch import find_hf
 from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
-from kvant.checkpoint.experts import locate
 from kvant.checkpoint.info import info_from_folder
+from kvant.checkpoint.locate import locate
 from kvant.checkpoint.names import HF_NAMES, is_buffer, is_computed
 from kvant.checkpoint.weights import Weight
 from kvant.errors import FileFormatError, InputError, UnsupportedError
@@ -19,7 +19,6 @@ from kvant.files.tensor import StoredTensor
 
 __all__ = ["open_folder"]
 
-_EMBEDDING = f"{HF_NAMES['token_embd']}.weight"
 _HEAD = f"{HF_NAMES['output']}.weight"
 #: Elements compared at a time.
 _CHUNK = 4_000_000
@@ -42,19 +41,23 @@ def open_folder(folder: Path) -> Checkpoint:
     content = read_folder(folder)
     other = {name: tensor.dtype for name, tensor in content.other.items()}
     found = locate(graph, content.tensors, other, arch.name, str(folder))
-    stored = {**content.tensors, **found.stacks}
+    stored = {**content.tensors, **found.made}
     weights = match_weights(graph, stored, other, found.names, "half", str(folder))
 
     extra = [name for name in (*content.tensors, *other) if name not in found.used]
+    buffers = {name for name in extra if is_buffer(name)}
+    left = [n for n in extra if found.bare or is_computed(n, arch.name)]
     notes: list[str] = []
     if config.tie_word_embeddings and _HEAD in content.tensors:
-        _check_tied(content.tensors[_EMBEDDING], content.tensors[_HEAD])
-        notes.append(f"{_HEAD} repeats {_EMBEDDING}, to which the config ties it; it is not used.")
-        check_unused([n for n in extra if is_computed(n) and n != _HEAD], str(folder))
-    else:
-        check_unused([n for n in extra if is_computed(n)], str(folder))
-    if buffers := [name for name in extra if is_buffer(name)]:
-        notes.append(f"{len(buffers)} stored rope frequencies follow from the config.")
+        embedding = content.tensors[found.names["token_embd.weight"]]
+        _check_tied(embedding, content.tensors[_HEAD])
+        left = [name for name in left if name != _HEAD]
+        notes.append(
+            f"{_HEAD} repeats {embedding.name}, to which the config ties it; it is not used."
+        )
+    check_unused([name for name in left if name not in buffers], str(folder))
+    if buffers:
+        notes.append(f"{len(buffers)} stored rope frequencies or masks follow from the config.")
     return Checkpoint(
         path=folder,
         format="hf",
@@ -99,7 +102,7 @@ def _instead(folder: Path) -> str:
 def _check_tied(embedding: StoredTensor, head: StoredTensor) -> None:
     """Make sure that ties are true: transformers 4 ignores a differing head, 5 uses it."""
     same = embedding.shape == head.shape
-    left, right = Weight(_EMBEDDING, embedding), Weight(_HEAD, head)
+    left, right = Weight(embedding.name, embedding), Weight(_HEAD, head)
     step = max(1, _CHUNK // max(1, embedding.row_length))
     with left.open() as a, right.open() as b:
         for start in range(0, embedding.rows if same else 0, step):
@@ -111,7 +114,7 @@ def _check_tied(embedding: StoredTensor, head: StoredTensor) -> None:
                 break
     if not same:
         raise UnsupportedError(
-            f"{head.path}: {_HEAD!r} should equal {_EMBEDDING!r}, to which 'tie_word_embeddings' "
-            "ties it, got other values. Set that to false in config.json if the output matrix is "
-            "meant, or remove the tensor."
+            f"{head.path}: {_HEAD!r} should equal {embedding.name!r}, to which "
+            "'tie_word_embeddings' ties it, got other values. Set that to false in config.json if "
+            "the output matrix is meant, or remove the tensor."
         )

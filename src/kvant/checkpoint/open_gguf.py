@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvant.arch import ROPE_FACTORS, find_gguf
+from kvant.arch import find_gguf
 from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
 from kvant.checkpoint.info import info_from_gguf
 from kvant.errors import UnsupportedError
@@ -31,7 +31,8 @@ def open_gguf(path: Path) -> Checkpoint:
     names = {name: name for name in graph.weights}
     weights = match_weights(graph, file.tensors, {}, names, arch.gguf_rows, str(path))
     # GGUF files hold the computation and nothing else; llama.cpp refuses unknown tensors too.
-    extra = [name for name in file.tensors if name not in weights and name != ROPE_FACTORS]
+    said = arch.extra_tensors(config)
+    extra = [name for name in file.tensors if name not in weights and name not in said]
     check_unused(extra, str(path))
     parameters = sum(weight.stored.elements for weight in weights.values())
     return Checkpoint(

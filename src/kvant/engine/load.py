@@ -13,6 +13,7 @@ import numpy as np
 
 from kvant import _core
 from kvant.checkpoint import Checkpoint, Weight
+from kvant.checkpoint.transforms import Transposed
 from kvant.checkpoint.weights import rotary_row_order
 from kvant.engine.kv_blocks import KvBlocks
 from kvant.engine.plan import WeightSource, as_vector, lower
@@ -132,6 +133,7 @@ class _Loader:
         self._files: dict[Path, int] = {}
         self._ids: dict[tuple[str, str], int] = {}
         self._matrices: list[tuple[str, _core.Weight]] = []
+        self._made = 0  # bytes of panels that are filled already
 
     @contextmanager
     def open(self) -> Iterator[_Loader]:
@@ -148,11 +150,11 @@ class _Loader:
 
     @property
     def panel_bytes(self) -> int:
-        return sum(w.memory for _, w in self._matrices)
+        return self._made + sum(w.memory for _, w in self._matrices)
 
     def read(self, progress: Progress | None) -> None:
         """Fill the panels: all in one call, or in pieces where someone wants to see progress."""
-        total, done = self.panel_bytes, 0
+        total, done = self.panel_bytes, self._made
         step = 1 if progress is not None else max(1, len(self._matrices))
         for start in range(0, len(self._matrices), step):
             if progress is not None:
@@ -171,6 +173,9 @@ class _Loader:
     def _matrix(self, ref: WeightRef) -> int:
         if ("matrix", ref.name) not in self._ids:
             weight = self._checkpoint.weights[ref.name]
+            if isinstance(weight.stored, Transposed):
+                self._ids["matrix", ref.name] = self._plan.add_weight(self._turned(weight))
+                return self._ids["matrix", ref.name]
             order: list[int] = []
             if weight.rotary is not None and weight.rotary.order != "half":
                 rows, heads = weight.stored.rows, weight.rotary.heads
@@ -180,6 +185,13 @@ class _Loader:
             self._matrices.append((ref.name, panels))
             self._ids["matrix", ref.name] = self._plan.add_weight(panels)
         return self._ids["matrix", ref.name]
+
+    def _turned(self, weight: Weight) -> _core.Weight:
+        """A matrix that lies in the file the other way round: read whole, whatever is asked."""
+        stored = weight.stored
+        panels = _core.Weight.of_array(stored.type.id, stored.row_length, stored.read())
+        self._made += panels.memory
+        return panels
 
     def _exact(self, ref: WeightRef) -> int:
         if ("exact", ref.name) not in self._ids:

@@ -33,6 +33,7 @@ __all__ = [
     "real",
     "shown",
     "switch",
+    "tensor_rows",
     "vocabulary",
 ]
 
@@ -165,6 +166,20 @@ class Vocabulary(Count):
         rows = embedding.rows if embedding is not None else 1
         tokens = source.file.count("tokenizer.ggml.tokens")
         return self.check(tokens or rows, source.where, "tokenizer.ggml.tokens")
+
+
+class TensorRows(Count):
+    """A number that GGUF says only by the rows of a tensor."""
+
+    def __init__(self, hf: str, tensor: str, most: int) -> None:
+        super().__init__(hf, (), (1, most), None)
+        self.tensor = tensor
+
+    def from_gguf(self, source: GgufSource, done: Done) -> Any:
+        """The tensor's rows; 1 where it is not there, which is then said of the tensor."""
+        found = source.file.tensors.get(self.tensor)
+        rows = 1 if found is None else found.rows
+        return self.check(rows, source.where, self.tensor)
 
 
 class Real(_Number):
@@ -306,6 +321,11 @@ def count(
 def vocabulary(hf: str, gguf: str, *, most: int) -> Any:
     """A dataclass field holding the number of tokens."""
     return field(Vocabulary(hf, (gguf,), (1, most), None))
+
+
+def tensor_rows(hf: str, *, tensor: str, most: int) -> Any:
+    """A dataclass field holding a number that is the rows of ``tensor`` in GGUF."""
+    return field(TensorRows(hf, tensor, most))
 
 
 def real(

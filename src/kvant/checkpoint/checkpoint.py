@@ -80,7 +80,9 @@ class Checkpoint:
             from kvant.tokenizer.gguf_meta import from_metadata
 
             return from_metadata(self.gguf)
-        if not any((self.path / n).exists() for n in ("tokenizer.json", "tokenizer.model")):
+        from kvant.tokenizer.hf_files import TOKENIZER_FILES
+
+        if not any((self.path / name).exists() for name in TOKENIZER_FILES):
             return None
         from kvant.tokenizer.hf import from_folder
 

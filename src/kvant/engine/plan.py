@@ -287,7 +287,9 @@ class _Lowering:
         r = self._row(node)
         source = node.inputs[0]
         streams = r.src == self._out.stream and self._layer < self._graph.layer_count
-        stays = isinstance(node.op, Scale) or (streams and isinstance(node.op, (RmsNorm, LayerNorm)))
+        stays = isinstance(node.op, Scale) or (
+            streams and isinstance(node.op, (RmsNorm, LayerNorm))
+        )
         if stays and self._users[source.id] == [node]:
             target = self._buffers[node.result.id] = r.src
         else:

@@ -11,6 +11,7 @@ from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
 from kvant.checkpoint.info import info_from_folder
 from kvant.checkpoint.locate import locate
 from kvant.checkpoint.names import HF_NAMES, is_aside, is_buffer, is_computed
+from kvant.checkpoint.pooling import folder_pooling
 from kvant.checkpoint.weights import Weight
 from kvant.errors import FileFormatError, InputError, UnsupportedError
 from kvant.files.config_json import read_json
@@ -71,6 +72,7 @@ def open_folder(folder: Path) -> Checkpoint:
         ignored=tuple(ignored),
         unused=tuple(sorted({*extra, *content.unlisted})),
         notes=tuple(notes),
+        pooling=folder_pooling(folder),
     )
 
 

@@ -239,7 +239,8 @@ class _Lowering:
         users = self._users.get(node.result.id, [])
         if isinstance(node.op, _MAPPED) and not isinstance(node.op, Scale):
             whole = not isinstance(node.op, RmsNorm) or node.op.groups == 1
-            if whole and all(isinstance(u.op, Linear) and u is not self._head for u in users):
+            plain = [isinstance(u.op, Linear) and u is not self._head for u in users]
+            if whole and plain and all(plain):
                 return True
         if len(users) != 1 or not isinstance(node.op, (Rope, RmsNorm)):
             return False

@@ -41,12 +41,17 @@ def engine_logits(path: Path) -> np.ndarray:
 NAMES = [n for n in MODELS if "odd" not in n]  # llama.cpp wants heads of 16 and more
 
 
+#: Models whose sliding window llama.cpp does not look at: the texts in them fit into it.
+WINDOWS = {"mistral": 24, "phi3-long": 40, "starcoder2": 24}
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
 def test_floats(name: str, dtype: str, tmp_path: Path, llama: Llama) -> None:
     folder = make_folder(tmp_path / name, MODELS[name], dtype="F16")
     (path,) = kvant.convert(folder, tmp_path / "m.gguf", dtype=dtype).paths
-    found = relative(engine_logits(path), llama.logits(path, TOKENS))
+    length = WINDOWS.get(name, len(TOKENS))
+    found = relative(engine_logits(path)[:length], llama.logits(path, TOKENS[:length]))
     assert found < 1e-3
 
 

@@ -100,6 +100,8 @@ class LoweredPlan:
     layers: int
     vocab_size: int
     hidden_size: int
+    positions: bool = False
+    """Whether the stream depends on positions before the first layer."""
     linear_ops: dict[str, int] = field(default_factory=dict)
     """Canonical name of a linear's weight -> the operation that reads its input."""
     expert_ops: dict[str, ExpertStack] = field(default_factory=dict)
@@ -195,6 +197,7 @@ class _Lowering:
         elif isinstance(op, Attention):
             self._attention(node, op)
         elif isinstance(op, Positions):
+            self._out.positions = True
             self._plan.positions(self._weights.table(op.weight), self._new(node.result))
         elif isinstance(op, Slice):
             self._slice(node, op)

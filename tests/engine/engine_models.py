@@ -21,10 +21,13 @@ from oracles.models import (
     LLAMA3_ROPE,
     MISTRAL,
     MIXTRAL,
+    OLMO2,
     PHI3,
     QWEN2,
     QWEN3,
     QWEN3MOE,
+    SMOLLM3,
+    STARCODER2,
     longrope,
     make_folder,
 )
@@ -70,6 +73,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "phi3-long": {**PHI3, **_SMALL, "original_max_position_embeddings": 32, "sliding_window": 40}
     | {"rope_scaling": longrope(16)},
     "phi4-mini": {**PHI3, "partial_rotary_factor": 0.75, "rope_scaling": longrope(48)},
+    "olmo2": OLMO2,
+    "smollm3": SMOLLM3,
+    "starcoder2": STARCODER2,
     "qwen3moe": QWEN3MOE,
     "mixtral": MIXTRAL,
     "one-expert": {**MIXTRAL, **_SMALL, "num_local_experts": 1, "num_experts_per_tok": 1},

@@ -51,6 +51,10 @@ ENGINES = {
     "mixture": ("llama", MIXTURE, {}),
     "experts": ("many-experts", "Q8_0", {}),
     "a mixture of experts": ("qwen3moe", EXPERTS, {}),
+    "windows and caps": ("gemma2", None, {}),
+    "two ropes": ("gemma3-capped", "Q8_0", {"kv_type": "q8_0"}),
+    "positions": ("gpt2", "Q4_K", {}),
+    "fused": ("phi3-long", "Q8_0", {}),
     "8-bit cache": ("qwen3", "Q4_0", {"kv_type": "q8_0"}),
 }
 

@@ -30,10 +30,13 @@ __all__ = [
     "LLAMA3_ROPE",
     "MISTRAL",
     "MIXTRAL",
+    "OLMO2",
     "PHI3",
     "QWEN2",
     "QWEN3",
     "QWEN3MOE",
+    "SMOLLM3",
+    "STARCODER2",
     "as_stored",
     "longrope",
     "make_folder",
@@ -138,6 +141,22 @@ BERT: dict[str, Any] = {
     "tie_word_embeddings": True,
     "type_vocab_size": 2,
     "vocab_size": 384,
+}
+OLMO2 = {**LLAMA, "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"}
+SMOLLM3 = {
+    **LLAMA,
+    "architectures": ["SmolLM3ForCausalLM"],
+    "model_type": "smollm3",
+    "num_hidden_layers": 5,
+    "rope_theta": 2e6,
+}
+STARCODER2 = {
+    **{k: v for k, v in LLAMA.items() if k != "rms_norm_eps"},
+    "architectures": ["Starcoder2ForCausalLM"],
+    "model_type": "starcoder2",
+    "hidden_act": "gelu_pytorch_tanh",
+    "norm_epsilon": 1e-5,
+    "sliding_window": 24,
 }
 LLAMA3_ROPE = {
     "rope_type": "llama3",

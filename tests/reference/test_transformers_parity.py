@@ -73,6 +73,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**GEMMA3, "final_logit_softcapping": 2.0}
         | {"rope_parameters": {_FULL: {**_LINEAR, "rope_theta": 1e6}, _SLIDING: _PLAIN}},
     ),
+    "olmo2": ("Olmo2", {}),
+    "olmo2, no grouping": ("Olmo2", {"num_key_value_heads": 8}),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 5, "pad_token_id": 0}),
+    "smollm3, untied": ("SmolLM3", {"tie_word_embeddings": False, "pad_token_id": 0}),
+    "starcoder2": ("Starcoder2", {"sliding_window": 45}),
+    "starcoder2, untied": ("Starcoder2", {"tie_word_embeddings": False}),
     "phi3": ("Phi3", {"sliding_window": 50, "pad_token_id": 0}),
     "phi3, long": (
         "Phi3",

@@ -16,7 +16,7 @@ from kvant.arch._rope import Rope, check_turned, rope_field
 from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.gguf import GgufFile, Value
 
-__all__ = ["DecoderConfig", "ModelConfig", "check_heads"]
+__all__ = ["DecoderConfig", "ModelConfig", "check_heads", "check_turned"]
 
 #: Read by the registry and by other rooms, or said by the weights themselves.
 _READ_ELSEWHERE = frozenset(

@@ -84,9 +84,14 @@ HF_NAMES_OF: dict[str, dict[str, str]] = {
         "ffn_down": "transformer.h.{layer}.mlp.c_proj",
         "output_norm": "transformer.ln_f",
     },
+    "olmo2": _NORMS_AROUND,
     "phi3": {
         "attn_qkv": "model.layers.{layer}.self_attn.qkv_proj",
         "ffn_up": "model.layers.{layer}.mlp.gate_up_proj",
+    },
+    "starcoder2": {
+        "ffn_up": "model.layers.{layer}.mlp.c_fc",
+        "ffn_down": "model.layers.{layer}.mlp.c_proj",
     },
     "mixtral": {
         "ffn_gate_inp": "model.layers.{layer}.block_sparse_moe.gate",

@@ -103,6 +103,8 @@ class LoweredPlan:
     hidden_size: int
     encodes: bool = False
     """Whether the model ends in states; there is no head then."""
+    positions: bool = False
+    """Whether the stream depends on positions before the first layer."""
     linear_ops: dict[str, int] = field(default_factory=dict)
     """Canonical name of a linear's weight -> the operation that reads its input."""
     expert_ops: dict[str, ExpertStack] = field(default_factory=dict)
@@ -213,6 +215,7 @@ class _Lowering:
         elif isinstance(op, Attention):
             self._attention(node, op)
         elif isinstance(op, Positions):
+            self._out.positions = True
             self._plan.positions(self._weights.table(op.weight), self._new(node.result))
         elif isinstance(op, Row):
             table = self._weights.table(op.weight)

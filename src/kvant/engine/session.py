@@ -292,22 +292,48 @@ class Engine:
 
     # ---- for measuring --------------------------------------------------------------------------
 
-    def embed(self, tokens: Tokens) -> Floats:
-        """The stream before the first layer: float32 [tokens, hidden]."""
+    def embed(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
+        """The stream before the first layer: float32 [tokens, hidden].
+
+        Args:
+            tokens: of one text from its beginning, or of several, one after the other.
+            lengths: tokens of each of these; where a model adds positions it matters.
+
+        Raises:
+            ContextError: a text is longer than the model's context.
+            UsageError: no tokens, ids the vocabulary does not have, lengths that do not add up.
+        """
         ids = self._checked(tokens)
-        parts = [ids[i : i + self.step_tokens] for i in range(0, len(ids), self.step_tokens)]
-        out = []
+        lengths = [len(ids)] if lengths is None else lengths
+        if sum(lengths) != len(ids) or min(lengths) < 1:
+            raise UsageError(f"Expected lengths that add up to {len(ids)}, got {lengths}.")
+        if self._lowered.positions and max(lengths) > self.context:
+            raise ContextError(max(lengths), self.context)
+        out = np.empty((len(ids), self.hidden_size), np.float32)
+        begin = 0
         with self._lock:
-            for part in parts:
-                stream = np.empty((len(part), self.hidden_size), np.float32)
-                entries = np.array([[0, len(part), 0]], np.int64)
-                tables = np.zeros((1, -(-len(part) // _core.KV_BLOCK)), np.int32)
-                found = self._plan.step(
-                    part, entries, tables, _EMPTY_ROWS, -1, -1, None, stream, None, None, []
-                )
-                self._check(found)
-                out.append(stream)
-        return np.concatenate(out)
+            for length in lengths:
+                for first in range(0, length, self.step_tokens):
+                    count = min(self.step_tokens, length - first)
+                    rows = slice(begin + first, begin + first + count)
+                    entries = np.array([[0, count, first]], np.int64)
+                    tables = np.zeros((1, -(-(first + count) // _core.KV_BLOCK)), np.int32)
+                    found = self._plan.step(
+                        ids[rows],
+                        entries,
+                        tables,
+                        _EMPTY_ROWS,
+                        -1,
+                        -1,
+                        None,
+                        out[rows],
+                        None,
+                        None,
+                        [],
+                    )
+                    self._check(found)
+                begin += length
+        return out
 
     def run_layer(
         self,

@@ -26,6 +26,7 @@ __all__ = [
     "HfSource",
     "Real",
     "count",
+    "count_elsewhere",
     "derived",
     "field",
     "flag",
@@ -33,7 +34,6 @@ __all__ = [
     "real",
     "shown",
     "switch",
-    "tensor_rows",
     "vocabulary",
 ]
 
@@ -168,18 +168,16 @@ class Vocabulary(Count):
         return self.check(tokens or rows, source.where, "tokenizer.ggml.tokens")
 
 
-class TensorRows(Count):
-    """A number that GGUF says only by the rows of a tensor."""
+class CountElsewhere(Count):
+    """A number whose key in GGUF is not among the architecture's."""
 
-    def __init__(self, hf: str, tensor: str, most: int) -> None:
+    def __init__(self, hf: str, key: str, most: int) -> None:
         super().__init__(hf, (), (1, most), None)
-        self.tensor = tensor
+        self.key = key
 
     def from_gguf(self, source: GgufSource, done: Done) -> Any:
-        """The tensor's rows; 1 where it is not there, which is then said of the tensor."""
-        found = source.file.tensors.get(self.tensor)
-        rows = 1 if found is None else found.rows
-        return self.check(rows, source.where, self.tensor)
+        """See the base; 1 where the key is missing."""
+        return self.check(source.file.get_int(self.key, 1), source.where, self.key)
 
 
 class Real(_Number):
@@ -323,9 +321,12 @@ def vocabulary(hf: str, gguf: str, *, most: int) -> Any:
     return field(Vocabulary(hf, (gguf,), (1, most), None))
 
 
-def tensor_rows(hf: str, *, tensor: str, most: int) -> Any:
-    """A dataclass field holding a number that is the rows of ``tensor`` in GGUF."""
-    return field(TensorRows(hf, tensor, most))
+def count_elsewhere(hf: str, key: str, *, most: int) -> Any:
+    """A dataclass field holding a whole number that GGUF has under a whole ``key``.
+
+    The architecture writes it itself.
+    """
+    return field(CountElsewhere(hf, key, most))
 
 
 def real(

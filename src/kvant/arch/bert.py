@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvant.arch._config import ModelConfig, check_heads
-from kvant.arch._fields import count, derived, real, tensor_rows
+from kvant.arch._fields import count, count_elsewhere, derived, real
 from kvant.files.gguf import Value as GgufValue
 from kvant.files.gguf import boolean, uint32
 from kvant.graph.ir import Value
@@ -18,6 +18,8 @@ from kvant.graph.ops import Graph
 
 HF_CLASSES = ("BertModel", "BertForMaskedLM", "BertForPreTraining")
 GGUF_ROWS = "half"
+
+_KINDS = "tokenizer.ggml.token_type_count"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +40,12 @@ class Config(ModelConfig):
     max_position_embeddings: int = count("max_position_embeddings", "context_length", most=2**24)
     tie_word_embeddings: bool = derived(lambda done: True)
     norm_eps: float = real("layer_norm_eps", "attention.layer_norm_epsilon", above=0, most=0.1)
-    type_vocab_size: int = tensor_rows("type_vocab_size", tensor="token_types.weight", most=2**10)
+    type_vocab_size: int = count_elsewhere("type_vocab_size", _KINDS, most=2**10)
 
     def to_gguf(self, prefix: str) -> dict[str, GgufValue]:
         """Also that every token sees all, and the kinds of segments."""
-        kinds = {"tokenizer.ggml.token_type_count": uint32(self.type_vocab_size)}
-        return {**super().to_gguf(prefix), f"{prefix}.attention.causal": boolean(False), **kinds}
+        more = {f"{prefix}.attention.causal": boolean(False), _KINDS: uint32(self.type_vocab_size)}
+        return {**super().to_gguf(prefix), **more}
 
     def check(self, where: str) -> None:
         """Also refuse heads that do not add up to the hidden size."""

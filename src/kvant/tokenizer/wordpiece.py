@@ -64,7 +64,7 @@ class WordPieces:
         """
         try:
             words = self._splitter.pre_tokenize_str(self._normalizer.normalize_str(text))
-        except TypeError:
+        except (TypeError, UnicodeEncodeError):
             raise UsageError(
                 "The text has half a surrogate pair, so it is not Unicode and has no tokens. "
                 "Read it as UTF-8."

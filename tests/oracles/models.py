@@ -86,6 +86,7 @@ GPT2 = {
     "n_head": 4,
     "n_layer": 2,
     "n_positions": 256,
+    "n_ctx": 256,
     "layer_norm_epsilon": 1e-5,
     "vocab_size": 384,
 }
@@ -131,7 +132,7 @@ SMOLLM3 = {
     **LLAMA,
     "architectures": ["SmolLM3ForCausalLM"],
     "model_type": "smollm3",
-    "num_hidden_layers": 5,
+    "num_hidden_layers": 4,
     "rope_theta": 2e6,
 }
 STARCODER2 = {

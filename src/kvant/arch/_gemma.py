@@ -41,7 +41,7 @@ def query_scalar(*, largest: int) -> Any:
 
 
 def soft_cap(key: str, gguf_default: float) -> Any:
-    """A dataclass field: a bound that is always on, and what llama.cpp takes where it is missing."""
+    """A dataclass field: a bound that is always on, and llama.cpp's where a file lacks it."""
     return real(key, key, above=0, most=1e6, gguf_default=lambda done: gguf_default)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "GEMMA2",
     "GEMMA3",
     "GPT2",
+    "GRANITE",
     "LLAMA",
     "LLAMA3_ROPE",
     "MISTRAL",
@@ -89,6 +90,15 @@ GPT2 = {
     "n_ctx": 256,
     "layer_norm_epsilon": 1e-5,
     "vocab_size": 384,
+}
+GRANITE = {
+    **LLAMA,
+    "architectures": ["GraniteForCausalLM"],
+    "model_type": "granite",
+    "attention_multiplier": 0.015625,
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 0.5,
+    "residual_multiplier": 0.22,
 }
 MISTRAL = {
     **LLAMA,

@@ -208,14 +208,15 @@ class RopeField(Field):
         # llama.cpp reads a factor of 0 as "none".
         if kind == "linear" and any(values.get(key) for key in _linear.gguf_keys):
             linear = _linear.from_gguf(source, done)
-        for name, scaling in ((ROPE_FACTORS, "llama3"), (LONG_FACTORS, "longrope")):
+        needed = {ROPE_FACTORS: "llama3", LONG_FACTORS: "longrope", SHORT_FACTORS: "longrope"}
+        for name, scaling in needed.items():
             if name in source.file.tensors and scaling not in self.scalings:
                 raise UnsupportedError(
                     f"{source.where}: tensor {name!r} changes the rope, expected none for "
                     f"{source.prefix}. kvant does not know what it means there."
                 )
         pairs = turned // 2
-        if LONG_FACTORS not in source.file.tensors:
+        if not {LONG_FACTORS, SHORT_FACTORS} & set(source.file.tensors):
             factors = _stored_factors(source, ROPE_FACTORS, pairs)
             return Rope(theta, turned, linear, factors)
         short, long = (_stored_factors(source, n, pairs) for n in (SHORT_FACTORS, LONG_FACTORS))
@@ -380,8 +381,13 @@ def _parameters(source: HfSource, layers: str = _GLOBAL) -> dict[str, object]:
 
 def _stored_factors(source: GgufSource, name: str, expected: int) -> tuple[float, ...]:
     stored = source.file.tensors.get(name)
-    if stored is None:
+    if stored is None and name == ROPE_FACTORS:
         return ()
+    if stored is None:
+        raise FileFormatError(
+            f"{source.where}: tensor {name!r} is missing, expected both or none of "
+            f"{LONG_FACTORS!r} and {SHORT_FACTORS!r}. Convert or fetch the file again."
+        )
     if stored.shape != (expected,) or stored.type.name != "F32":
         raise FileFormatError(
             f"{source.where}: tensor {name!r} should be F32 ({expected},), got "

@@ -17,6 +17,7 @@ from oracles.models import (
     GEMMA2,
     GEMMA3,
     GPT2,
+    GRANITE,
     LLAMA,
     LLAMA3_ROPE,
     MISTRAL,
@@ -73,6 +74,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "phi3-long": {**PHI3, **_SMALL, "original_max_position_embeddings": 32, "sliding_window": 40}
     | {"rope_scaling": longrope(16)},
     "phi4-mini": {**PHI3, "partial_rotary_factor": 0.75, "rope_scaling": longrope(48)},
+    "granite": GRANITE,
+    "granite-biases": {**GRANITE, **_SMALL, "attention_bias": True, "mlp_bias": True}
+    | {"tie_word_embeddings": True},
     "olmo2": OLMO2,
     "smollm3": SMOLLM3,
     "starcoder2": STARCODER2,

@@ -59,7 +59,8 @@ def test_floats(name: str, dtype: str, tmp_path: Path, llama: Llama) -> None:
 RECIPES = ("Q2_K", "Q3_K_M", "Q4_0", "Q4_1", "Q4_K_M", "Q5_0", "Q5_1", "Q5_K_M", "Q6_K", "Q8_0")
 
 
-OTHERS = ("gpt2", "mistral", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "starcoder2")
+OTHERS = ("gpt2", "mistral", "gemma2", "gemma3", "granite", "phi3", "olmo2", "smollm3")
+OTHERS += ("starcoder2",)
 QUANTISED = [(name, r) for name in ("llama", "qwen2", "qwen3") for r in RECIPES]
 QUANTISED += [(name, r) for name in OTHERS for r in ("Q4_K_M", "Q8_0")]
 

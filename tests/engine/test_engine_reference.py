@@ -57,7 +57,7 @@ def test_blocks_where_rows_allow(name: str, tmp_path: Path) -> None:
 
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gpt2", "mistral", "gemma2", "gemma3", "phi3", "olmo2")
-FAMILIES += ("smollm3", "starcoder2")
+FAMILIES += ("granite", "smollm3", "starcoder2")
 
 
 @pytest.mark.parametrize("seed", range(len(FAMILIES)))

@@ -23,7 +23,17 @@ STACKED = np.concatenate(TEXTS)
 
 NAMES = ("llama", "biases", "qwen2-tied", "qwen3", "odd-biases", "one-layer")
 #: What else there is between linears: norms behind them, fused ones, other gates, windows.
-NAMES += ("gpt2", "gemma2", "gemma3", "phi4-mini", "olmo2", "smollm3", "starcoder2", "mistral")
+NAMES += (
+    "gpt2",
+    "gemma2",
+    "gemma3",
+    "phi4-mini",
+    "granite",
+    "olmo2",
+    "smollm3",
+    "starcoder2",
+    "mistral",
+)
 
 
 @pytest.fixture(scope="module", params=[*NAMES, "quantised"])

@@ -26,6 +26,7 @@ __all__ = [
     "GEMMA2",
     "GEMMA3",
     "GPT2",
+    "GRANITE",
     "LLAMA",
     "LLAMA3_ROPE",
     "MISTRAL",
@@ -87,8 +88,18 @@ GPT2 = {
     "n_head": 4,
     "n_layer": 2,
     "n_positions": 256,
+    "n_ctx": 256,
     "layer_norm_epsilon": 1e-5,
     "vocab_size": 384,
+}
+GRANITE = {
+    **LLAMA,
+    "architectures": ["GraniteForCausalLM"],
+    "model_type": "granite",
+    "attention_multiplier": 0.015625,
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 0.5,
+    "residual_multiplier": 0.22,
 }
 MISTRAL = {
     **LLAMA,
@@ -147,7 +158,7 @@ SMOLLM3 = {
     **LLAMA,
     "architectures": ["SmolLM3ForCausalLM"],
     "model_type": "smollm3",
-    "num_hidden_layers": 5,
+    "num_hidden_layers": 4,
     "rope_theta": 2e6,
 }
 STARCODER2 = {

@@ -37,6 +37,13 @@ GEMMA2 = {
 GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 40} | {
     "layer_types": [_SLIDING, _FULL, _SLIDING]
 }
+GRANITE = {
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 6.0,
+    "logits_scaling": 4.0,
+    "residual_multiplier": 0.5,
+    "tie_word_embeddings": True,
+}
 _LLAMA3 = {**LLAMA3_ROPE, "rope_theta": 500000.0}
 _LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 
@@ -73,6 +80,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**GEMMA3, "final_logit_softcapping": 2.0}
         | {"rope_parameters": {_FULL: {**_LINEAR, "rope_theta": 1e6}, _SLIDING: _PLAIN}},
     ),
+    "granite": ("Granite", GRANITE),
+    "granite, no constants, biases": ("Granite", {"attention_bias": True, "mlp_bias": True}),
     "olmo2": ("Olmo2", {}),
     "olmo2, no grouping": ("Olmo2", {"num_key_value_heads": 8}),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 5, "pad_token_id": 0}),

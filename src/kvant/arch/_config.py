@@ -176,7 +176,7 @@ class DecoderConfig(ModelConfig):
             FileFormatError: an odd number of elements.
         """
         super().check(where)
-        check_turned(self.rope.turned or self.head_dim, where)
+        check_turned(self.rope.turned, where)
 
 
 def check_heads(config: ModelConfig, where: str) -> None:

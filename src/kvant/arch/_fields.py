@@ -183,7 +183,7 @@ class CountElsewhere(Count):
 class Real(_Number):
     """A finite number above the lower bound, up to the upper one.
 
-    ``gguf_default`` is its value where a GGUF file lacks the key. ``none`` is a value that means
+    ``gguf_default`` gives its value where a GGUF file lacks the key. ``none`` is a value that means
     that nothing is done: null in config.json, no key in GGUF.
     """
 
@@ -193,7 +193,7 @@ class Real(_Number):
         gguf: tuple[str, ...],
         bounds: tuple[float, float],
         default: Callable[[Done], object] | None,
-        gguf_default: float | None = None,
+        gguf_default: Callable[[Done], float] | None = None,
         none: float | None = None,
     ) -> None:
         super().__init__(hf, gguf, bounds, default if none is None else lambda _: none)
@@ -202,7 +202,7 @@ class Real(_Number):
     def from_gguf(self, source: GgufSource, done: Done) -> Any:
         """See the base."""
         if self.gguf_default is not None and self.gguf_keys[0] not in source.values:
-            return self.gguf_default
+            return self.gguf_default(done)
         return super().from_gguf(source, done)
 
     def check(self, value: object, where: str, key: str) -> float:
@@ -335,7 +335,7 @@ def real(
     above: float,
     most: float,
     default: Callable[[Done], object] | None = None,
-    gguf_default: float | None = None,
+    gguf_default: Callable[[Done], float] | None = None,
     none: float | None = None,
 ) -> Any:
     """A dataclass field holding a number; it must be stated where there is no default."""

@@ -1,15 +1,15 @@
-"""What Gemma 2 and 3 share: the scale of the queries, which GGUF has no key for."""
+"""Fields of Gemma's: soft caps, and the scale of the queries, which GGUF has no key for."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from kvant.arch._config import ModelConfig
-from kvant.arch._fields import Done, GgufSource, Real, field
+from kvant.arch._fields import Done, GgufSource, Real, field, real
 from kvant.errors import UnsupportedError
 from kvant.files.gguf import Value
 
-__all__ = ["check_query_scalar", "query_scalar"]
+__all__ = ["check_query_scalar", "query_scalar", "soft_cap"]
 
 
 class _QueryScalar(Real):
@@ -38,6 +38,11 @@ def _implied(done: Done, largest: int) -> float:
 def query_scalar(*, largest: int) -> Any:
     """A dataclass field: queries are divided by its root. ``largest`` is a number of layers."""
     return field(_QueryScalar(largest))
+
+
+def soft_cap(key: str, gguf_default: float) -> Any:
+    """A dataclass field: a bound that is always on, and llama.cpp's where a file lacks it."""
+    return real(key, key, above=0, most=1e6, gguf_default=lambda done: gguf_default)
 
 
 def check_query_scalar(config: ModelConfig, value: float, largest: int, where: str) -> None:

@@ -56,16 +56,16 @@ _turned = Count("", ("rope.dimension_count",), (1, 2**13), lambda done: done["he
 class Rope:
     """``theta`` is the base; ``linear`` divides positions; ``factors`` divide frequencies.
 
-    ``turned`` elements of a head are rotated, 0 for all of them, and multiplied by ``magnitude``.
+    ``turned`` elements of a head are rotated, and multiplied by ``magnitude``.
     ``long_factors`` take the place of ``factors`` in texts of more than ``original`` tokens. Both
     are empty or have an entry for each pair, all exact float32 values, so that a model and the GGUF
     file made from it turn by the same angles.
     """
 
     theta: float
+    turned: int
     linear: float = 1.0
     factors: tuple[float, ...] = ()
-    turned: int = 0
     magnitude: float = 1.0
     long_factors: tuple[float, ...] = ()
     original: int = 0
@@ -78,7 +78,7 @@ class Rope:
             theta=self.theta,
             linear=self.linear,
             factors=self.factors,
-            turned=self.turned or None,
+            turned=self.turned,
             magnitude=self.magnitude,
             long_factors=self.long_factors,
             original=self.original,
@@ -142,7 +142,7 @@ class RopeField(Field):
         where = f"{source.where}, rope scaling"
         if kind == "linear":
             linear = _linear.check(parameters.get("factor"), where, "factor")
-            return Rope(theta, linear, turned=turned)
+            return Rope(theta, turned, linear)
         if kind == "llama3":
             numbers = [_linear.check(parameters.get(key), where, key) for key in _LLAMA3]
             if numbers[2] <= numbers[1]:
@@ -151,10 +151,10 @@ class RopeField(Field):
                     f"{numbers[2]:g} and {numbers[1]:g}. Correct them."
                 )
             factors = llama3_factors(done["head_dim"], theta, *numbers)
-            return Rope(theta, factors=factors, turned=turned)
+            return Rope(theta, turned, factors=factors)
         if kind == "longrope":
             return _longrope(source, parameters, theta, turned, done)
-        return Rope(theta, turned=turned)
+        return Rope(theta, turned)
 
     def _one_theta(self, source: HfSource, parameters: dict[str, object], done: Done) -> float:
         outer, inner = source.values.get("rope_theta"), parameters.get("rope_theta")
@@ -176,8 +176,7 @@ class RopeField(Field):
                 f"{source.where}: {_PARTIAL!r} should be 1{self.partial * ' or less'}, "
                 f"{got(share)}. kvant does not compute others for this architecture yet."
             )
-        turned = int(done["head_dim"] * float(share))  # type: ignore[arg-type]
-        return 0 if turned == done["head_dim"] else turned
+        return int(done["head_dim"] * float(share))  # type: ignore[arg-type]
 
     def _kind(self, source: HfSource, parameters: dict[str, object]) -> str:
         stated = {key: parameters[key] for key in ("rope_type", "type") if parameters.get(key)}
@@ -209,36 +208,39 @@ class RopeField(Field):
         # llama.cpp reads a factor of 0 as "none".
         if kind == "linear" and any(values.get(key) for key in _linear.gguf_keys):
             linear = _linear.from_gguf(source, done)
-        for name, scaling in ((ROPE_FACTORS, "llama3"), (LONG_FACTORS, "longrope")):
+        needed = {ROPE_FACTORS: "llama3", LONG_FACTORS: "longrope", SHORT_FACTORS: "longrope"}
+        for name, scaling in needed.items():
             if name in source.file.tensors and scaling not in self.scalings:
                 raise UnsupportedError(
                     f"{source.where}: tensor {name!r} changes the rope, expected none for "
                     f"{source.prefix}. kvant does not know what it means there."
                 )
-        pairs = (turned or done["head_dim"]) // 2
-        if LONG_FACTORS not in source.file.tensors:
+        pairs = turned // 2
+        if not {LONG_FACTORS, SHORT_FACTORS} & set(source.file.tensors):
             factors = _stored_factors(source, ROPE_FACTORS, pairs)
-            return Rope(theta, linear, factors, turned)
+            return Rope(theta, turned, linear, factors)
         short, long = (_stored_factors(source, n, pairs) for n in (SHORT_FACTORS, LONG_FACTORS))
         magnitude, original = (f.from_gguf(source, done) for f in (_magnitude, _original))
-        return Rope(theta, linear, short, turned, magnitude, long, original)
+        return Rope(theta, turned, linear, short, magnitude, long, original)
 
     def _turned_in_gguf(self, source: GgufSource, done: Done) -> int:
-        turned, whole = _turned.from_gguf(source, done), done["head_dim"]
+        turned: int = _turned.from_gguf(source, done)
+        whole = done["head_dim"]
         if turned > whole or (turned < whole and not self.partial):
             key = f"{source.prefix}.{_turned.gguf_keys[0]}"
             raise FileFormatError(
                 f"{source.where}: expected one value, got {key} = {turned} and heads of {whole} "
                 "elements. Correct it, or fetch the file again."
             )
-        return 0 if turned == whole else turned
+        return turned
 
     def to_gguf(self, value: Any) -> dict[str, Value]:
-        """Base and scalings; the factors are tensors, all of a head is rotated by default."""
+        """Base, rotated elements and scalings; the factors are tensors."""
         rope: Rope = value
-        metadata = {"rope.freq_base": float32(rope.theta)}
-        if rope.turned:
-            metadata["rope.dimension_count"] = uint32(rope.turned)
+        metadata = {
+            "rope.dimension_count": uint32(rope.turned),
+            "rope.freq_base": float32(rope.theta),
+        }
         if rope.linear != 1.0:
             metadata["rope.scaling.type"] = string("linear")
             metadata["rope.scaling.factor"] = float32(rope.linear)
@@ -275,11 +277,12 @@ class LocalRopeField(Field):
                 f"{quote(str(parameters), 60)}. kvant does not compute others."
             )
         stated = parameters.get("rope_theta") or source.values.get(self.hf_keys[0])
-        return Rope(self.theta.from_hf(HfSource(source.where, {self.hf_keys[0]: stated}), done))
+        theta = self.theta.from_hf(HfSource(source.where, {self.hf_keys[0]: stated}), done)
+        return Rope(theta, done["head_dim"])
 
     def from_gguf(self, source: GgufSource, done: Done) -> Rope:
         """See the base."""
-        return Rope(self.theta.from_gguf(source, done))
+        return Rope(self.theta.from_gguf(source, done), done["head_dim"])
 
     def to_gguf(self, value: Any) -> dict[str, Value]:
         """See the base."""
@@ -303,7 +306,7 @@ def _longrope(
     where = f"{source.where}, rope scaling"
     stated = parameters.get(_ORIGINAL) or source.values.get(_ORIGINAL)
     original = _original.check(stated, where, _ORIGINAL)
-    pairs = (turned or done["head_dim"]) // 2
+    pairs = turned // 2
     short, long = (_listed(parameters.get(key), where, key, pairs) for key in _LONG[:2])
     stretch = done["max_position_embeddings"] / original
     if parameters.get("factor") is not None:
@@ -314,7 +317,7 @@ def _longrope(
     elif stretch > 1 and original > 1:
         magnitude = math.sqrt(1 + math.log(stretch) / math.log(original))
     magnitude = float(np.float32(magnitude))
-    return Rope(theta, 1.0, short, turned, magnitude, long, original)
+    return Rope(theta, turned, 1.0, short, magnitude, long, original)
 
 
 def _listed(value: object, where: str, key: str, expected: int) -> tuple[float, ...]:
@@ -378,8 +381,13 @@ def _parameters(source: HfSource, layers: str = _GLOBAL) -> dict[str, object]:
 
 def _stored_factors(source: GgufSource, name: str, expected: int) -> tuple[float, ...]:
     stored = source.file.tensors.get(name)
-    if stored is None:
+    if stored is None and name == ROPE_FACTORS:
         return ()
+    if stored is None:
+        raise FileFormatError(
+            f"{source.where}: tensor {name!r} is missing, expected both or none of "
+            f"{LONG_FACTORS!r} and {SHORT_FACTORS!r}. Convert or fetch the file again."
+        )
     if stored.shape != (expected,) or stored.type.name != "F32":
         raise FileFormatError(
             f"{source.where}: tensor {name!r} should be F32 ({expected},), got "

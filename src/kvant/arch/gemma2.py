@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvant.arch._config import DecoderConfig
-from kvant.arch._fields import derived, real
-from kvant.arch._gemma import check_query_scalar, query_scalar
+from kvant.arch._fields import derived
+from kvant.arch._gemma import check_query_scalar, query_scalar, soft_cap
 from kvant.arch._windows import Windows, window_field
 from kvant.graph.ir import Value
 from kvant.graph.ops import Graph
@@ -40,12 +40,8 @@ class Config(DecoderConfig):
     tie_word_embeddings: bool = derived(lambda done: True)
     windows: Windows = window_field(every=2, gguf_default=4096)  # noqa: RUF009
     query_pre_attn_scalar: float = query_scalar(largest=_LARGEST)
-    attn_logit_softcapping: float = real(
-        "attn_logit_softcapping", "attn_logit_softcapping", above=0, most=1e6, gguf_default=50.0
-    )
-    final_logit_softcapping: float = real(
-        "final_logit_softcapping", "final_logit_softcapping", above=0, most=1e6, gguf_default=30.0
-    )
+    attn_logit_softcapping: float = soft_cap("attn_logit_softcapping", 50.0)
+    final_logit_softcapping: float = soft_cap("final_logit_softcapping", 30.0)
 
     def check(self, where: str) -> None:
         """Also refuse a scale of the queries that GGUF has no place for."""

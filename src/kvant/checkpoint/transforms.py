@@ -6,7 +6,8 @@ tensor, so that nobody else has to know: readers, exporters and the engine all a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +38,13 @@ class Transposed(StoredTensor):
         size = self.type.block_bytes  # of an element: only floats are transposed
         count, stored = stop - start, self.base
         found = np.empty((stored.rows, count * size), np.uint8)
-        piece = StoredTensor(self.name, self.type, (1, count), self.path, stored.offset)
-        for row in range(stored.rows):
-            place = stored.offset + row * stored.row_bytes + start * size
-            replace(piece, offset=place).read_rows(fd, 0, 1, found[row])
+        first = stored.offset + start * size
+        for row, piece in enumerate(found):
+            place = first + row * stored.row_bytes
+            if os.preadv(fd, [piece.data], place) != len(piece):
+                # Cut short, or interrupted: the slow way says which.
+                part = StoredTensor(self.name, self.type, (1, count), self.path, place)
+                part.read_rows(fd, 0, 1, piece)
         turned = found.reshape(stored.rows, count, size).swapaxes(0, 1)
         return _given(np.ascontiguousarray(turned).reshape(count, self.row_bytes), out)
 

@@ -22,7 +22,7 @@ from kvant.errors import InputError, NotEnoughMemoryError, UnsupportedError, Usa
 from kvant.files.source import quote
 from kvant.files.tensor import StackedTensor
 from kvant.graph.ir import Node, WeightRef
-from kvant.graph.ops import Moe
+from kvant.graph.ops import Moe, output_head
 from kvant.packing import get
 
 __all__ = ["KV_TYPES", "KvTypeName", "available_memory", "load_engine"]
@@ -250,7 +250,8 @@ class _Budget:
             _core.kv_block_bytes(s.heads, s.head_dim, KV_TYPES[kv_type])
             for s in checkpoint.graph.states
         )
-        widest = max(node.result.width for node in checkpoint.graph.nodes[:-1])
+        head, _ = output_head(checkpoint.graph)  # logits are the caller's
+        widest = max(n.result.width for n in checkpoint.graph.nodes if n.result.id < head.result.id)
         scratch = plan.most_tokens * widest * 16 + plan.threads * (2 << 20)  # buffers, about
         scratch += plan.most_tokens * max(map(_expert_bytes, checkpoint.graph.nodes))
         return cls(

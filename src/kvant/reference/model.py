@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.checkpoint import Checkpoint, Weight
-from kvant.errors import UnsupportedError, UsageError
+from kvant.errors import ContextError, UnsupportedError, UsageError
 from kvant.graph.ir import Value, WeightRef
-from kvant.graph.ops import Linear, output_head, run
+from kvant.graph.ops import Linear, Positions, output_head, run
 from kvant.reference.interpret import Interpreter
 
 __all__ = ["ReferenceModel", "Tile"]
@@ -119,6 +119,9 @@ class ReferenceModel:
                 f"Token ids should be from 0 to {self.vocab_size - 1}, got {low} to {high}. "
                 "Encode the text with this model's own tokenizer."
             )
+        table = next((n.op for n in self.graph.nodes if isinstance(n.op, Positions)), None)
+        if table is not None and ids.shape[1] > table.weight.shape[0]:
+            raise ContextError(ids.shape[1], table.weight.shape[0])
         return ids
 
     def _weight(self, ref: WeightRef) -> Array:

@@ -250,8 +250,11 @@ class _Budget:
             _core.kv_block_bytes(s.heads, s.head_dim, KV_TYPES[kv_type])
             for s in checkpoint.graph.states
         )
-        head, _ = output_head(checkpoint.graph)  # logits are the caller's
-        widest = max(n.result.width for n in checkpoint.graph.nodes if n.result.id < head.result.id)
+        graph = checkpoint.graph
+        end = len(graph.nodes) + 1
+        if not graph.encodes:
+            end = output_head(graph)[0].result.id  # logits are the caller's
+        widest = max(n.result.width for n in graph.nodes if n.result.id < end)
         scratch = plan.most_tokens * widest * 16 + plan.threads * (2 << 20)  # buffers, about
         scratch += plan.most_tokens * max(map(_expert_bytes, checkpoint.graph.nodes))
         return cls(

@@ -40,28 +40,32 @@ itself (`KVANT_LLAMA_BIN`). A dash: no such case.
 _COLUMNS = {
     "transformers": (
         "logits of small random models saved by transformers, within 1e-5 of the largest, by the "
-        "reference interpreter: `tests/reference/test_transformers_parity.py`"
+        "reference interpreter: `tests/reference/test_transformers_parity.py`; of encoders, "
+        "states: `tests/reference/test_encoder_parity.py`"
     ),
     "llama.cpp": (
         "our GGUF file run by llama.cpp, F32 and F16, within 1e-3 and 2e-3 of the engine's largest "
         "logit: `tests/engine/test_engine_llamacpp.py`, "
-        "`tests/export/test_logits_against_llamacpp.py`"
+        "`tests/export/test_logits_against_llamacpp.py`; of encoders, vectors of texts, whose "
+        "cosine lacks less than 1e-6 to one: `tests/export/test_encoder_files.py`"
     ),
     "quantised": (
-        "recipes whose file llama.cpp and the engine run with a mean divergence below 1e-3: the "
-        "same files"
+        "recipes whose file llama.cpp and the engine run with a mean divergence below 1e-3 (1e-2 "
+        "with experts; of encoders, a cosine that lacks less than 1e-4): the same files"
     ),
     "engine": (
         "models the engine runs as the reference does, in F32, F16, BF16 and Q8_0: "
-        "`tests/engine/test_engine_reference.py`"
+        "`tests/engine/test_engine_reference.py`, `tests/engine/test_encoders.py`"
     ),
     "invariance": (
         "models whose logits are the same to the last bit in any chunks, batches, threads and "
-        "places of the weights: `tests/engine/test_invariance.py`"
+        "places of the weights: `tests/engine/test_invariance.py`; of encoders, states of whole "
+        "texts: `tests/engine/test_encoders.py`"
     ),
     "captures": (
         "models whose layers run one by one and whose linears' inputs are what NumPy computes, as "
-        "calibration needs them: `tests/engine/test_measuring_access.py`"
+        "calibration needs them: `tests/engine/test_measuring_access.py`, of experts "
+        "`tests/engine/test_experts.py`"
     ),
     "presets": (
         "shapes for which every preset gives every tensor the type that llama-quantize gives it: "
@@ -85,19 +89,27 @@ def _proven() -> dict[str, list[str]]:
     transformers = _module("reference.test_transformers_parity").CASES
     exported = _module("export.test_logits_against_llamacpp")
     foreign = _module("test_engine_llamacpp")
+    encoders, files = _module("test_encoders"), _module("export.test_encoder_files")
+    encoded = {"bert": files.BERT}
     return {
-        "transformers": [_of_family(family) for family, _ in transformers.values()],
-        "llama.cpp": _by_architecture(models, foreign.NAMES)
+        "transformers": [_of_family(family) for family, _ in transformers.values()]
+        + _by_architecture(encoded, ["bert"] * len(_module("reference.test_encoder_parity").CASES)),
+        "llama.cpp": _by_architecture(encoded, ["bert"] * len(files.SHAPES) * len(files.MODES))
+        + _by_architecture(models, foreign.NAMES)
         + _by_architecture(exported.MODELS, exported.MODELS),
-        "quantised": _by_architecture(models, (name for name, _ in foreign.QUANTISED))
+        "quantised": _by_architecture(encoded, ["bert"] * len(files.RECIPES))
+        + _by_architecture(models, (name for name, _ in foreign.QUANTISED))
         + _by_architecture(
             {**exported.MODELS, **exported.ODD}, (name for name, _ in exported.QUANTISED)
         ),
-        "engine": _by_architecture(models, models),
+        "engine": _by_architecture(models, models)
+        + _by_architecture(encoders.MODELS, encoders.MODELS),
         "invariance": _by_architecture(
             models, (name for name, *_ in _module("test_invariance").ENGINES.values())
-        ),
-        "captures": _by_architecture(models, _module("test_measuring_access").NAMES),
+        )
+        + _by_architecture(encoders.MODELS, encoders.INVARIANT),
+        "captures": _by_architecture(models, _module("test_measuring_access").NAMES)
+        + _by_architecture(models, _module("test_experts").NAMES),
         "presets": _by_architecture(
             _module("quant.test_recipes_by_the_rules").MODELS,
             _module("quant.test_recipes_by_the_rules").MODELS,

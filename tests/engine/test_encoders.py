@@ -90,8 +90,11 @@ def test_texts_of_several_parts_of_attention(tmp_path: Path) -> None:
     assert np.array_equal(states(engine, [text])[0], alone[0])
 
 
+INVARIANT = ("bert", "odd")
+
+
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
-@pytest.mark.parametrize("name", ["bert", "odd"])
+@pytest.mark.parametrize("name", INVARIANT)
 def test_neighbours_and_threads_make_no_difference(tmp_path: Path, name: str, kv_type: Any) -> None:
     source = model(tmp_path, name)
     if name == "bert":

@@ -34,7 +34,10 @@ def first_layer(engine: Engine, names: list[str]) -> Any:
         return engine.run_layer(0, x, [(sequence, len(TEXT))], capture=names)[1]
 
 
-@pytest.fixture(scope="module", params=["qwen3moe", "mixtral", "many-experts", "odd-experts"])
+NAMES = ("qwen3moe", "mixtral", "many-experts", "odd-experts")
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def loaded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Checkpoint, Engine]:

@@ -23,6 +23,7 @@ from oracles.llama import Llama
 from oracles.models import BERT, LLAMA, make_folder, write_pooling
 
 SMALL = {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 300, "num_attention_heads": 2}
+SHAPES: dict[str, dict[str, int]] = {"wide": {}, "small": SMALL}
 TEXTS = [
     "Hello, is there anybody in there?",
     "a",
@@ -72,9 +73,9 @@ def test_as_transformers_pools(tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", ["wide", "small"])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_as_llama_cpp_pools(tmp_path: Path, llama: Llama, mode: str, shape: str) -> None:
-    folder = folder_of(tmp_path / "m", mode, **(SMALL if shape == "small" else {}))
+    folder = folder_of(tmp_path / "m", mode, **SHAPES[shape])
     expected = vectors(folder)
     for dtype in ("f32", "f16"):
         (path,) = kvant.convert(folder, tmp_path / f"{dtype}.gguf", dtype=dtype).paths

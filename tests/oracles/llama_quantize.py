@@ -66,7 +66,8 @@ class Facts:
 def expected_type(file_type: str, name: str, shape: tuple[int, ...], facts: Facts) -> str:
     """The type of a tensor of row-major ``shape`` whose source is F32 in vectors."""
     default = FILE_TYPES[file_type][1]
-    if len(shape) < 2 or "ffn_gate_inp.weight" in name or name == "position_embd.weight":
+    kept = ("position_embd.weight", "token_types.weight")
+    if len(shape) < 2 or "ffn_gate_inp.weight" in name or name in kept:
         return "F32"
     if _BLOCK[default] == 1:
         return default

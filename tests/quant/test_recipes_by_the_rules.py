@@ -17,6 +17,7 @@ from kvant.packing.types import BY_NAME
 from kvant.quant.presets import PRESETS
 from oracles.llama_quantize import FILE_TYPES, Facts, expected_type, find_tool, tool_types
 from oracles.models import (
+    BERT,
     GEMMA2,
     GEMMA3,
     GPT2,
@@ -77,12 +78,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3moe-8-experts-ffn-288": _model(
         QWEN3MOE, 9, 8, 2, num_experts=8, moe_intermediate_size=288
     ),
+    "bert": {**BERT, **TINY, "num_hidden_layers": 12},
+    "bert-rows-96": {**BERT, **TINY, "hidden_size": 96, "intermediate_size": 288},
 }
 
 
 def _is_half(ref: WeightRef) -> bool:
     """As converters write it: norms, biases, routers and positions stay in single precision."""
-    return len(ref.shape) > 1 and ref.role not in ("ffn_gate_inp", "position_embd")
+    kept = ("ffn_gate_inp", "position_embd", "token_types")
+    return len(ref.shape) > 1 and ref.role not in kept
 
 
 def _header_only(path: Path, config: dict[str, Any]) -> Checkpoint:
@@ -105,7 +109,8 @@ def _header_only(path: Path, config: dict[str, Any]) -> Checkpoint:
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Checkpoint, Facts]:
     config = MODELS[request.param]
     checkpoint = _header_only(tmp_path / "model.gguf", config)
-    gqa = config.get("num_attention_heads", 1) // config.get("num_key_value_heads", 1)
+    shape = checkpoint.config
+    gqa = shape.num_attention_heads // shape.num_key_value_heads
     tied = bool(config.get("tie_word_embeddings", True))
     experts = config.get("num_experts") or config.get("num_local_experts") or 0
     arch = checkpoint.architecture.gguf_name

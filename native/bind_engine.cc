@@ -216,11 +216,12 @@ void bind_engine(nb::module_& m) {
         op.table = table;
         return p.add(op);
       })
-      .def("positions", [](Plan& p, int table, int dst) {
+      .def("positions", [](Plan& p, int table, int dst, int64_t fixed) {
         Op op = simple_op(Op::Kind::Positions, -1, -1, -1, dst);
         op.table = table;
+        op.fixed = fixed;
         return p.add(op);
-      })
+      }, "table"_a, "dst"_a, "fixed"_a = -1)
       .def("map", [](Plan& p, int layer, int what, int src, int src2, int dst, int vector,
                      int vector2, float number, int64_t groups) {
         Op op = map_op(Op::Kind::Map, layer, what, src, src2, vector, vector2, number);
@@ -253,7 +254,7 @@ void bind_engine(nb::module_& m) {
       .def("attention",
            [](Plan& p, int layer, int q, int k, int v, int dst, int state, int64_t heads,
               float scale, int64_t window, float softcap, int q_norm, float q_eps, int k_norm,
-              float k_eps, int q_rope, int k_rope) {
+              float k_eps, int q_rope, int k_rope, bool causal) {
              Op op = simple_op(Op::Kind::Attention, layer, q, k, dst);
              op.value = v;
              op.state = state;
@@ -267,6 +268,7 @@ void bind_engine(nb::module_& m) {
              op.k_eps = k_eps;
              op.q_rope = q_rope;
              op.k_rope = k_rope;
+             op.causal = causal;
              return p.add(op);
            })
       .def("moe",

@@ -17,7 +17,7 @@ inline constexpr int64_t kAttentionPart = 1024;
 // Positions between two looks at a query's greatest score, at fixed places too.
 inline constexpr int64_t kAttentionChunk = 128;
 
-// What `attend` and friends are asked. Causal attention of `n` consecutive query rows of one
+// What `attend` and friends are asked. Attention, causal or not, of `n` consecutive query rows of one
 // sequence (positions first .. first + n - 1; their keys and values are already written) for the
 // `group` query heads of one kv head.
 struct Attention {
@@ -33,6 +33,10 @@ struct Attention {
   float scale;     // of the scores
   int64_t window;  // <= 0: none; else position p sees only those > p - window
   float softcap;   // 0: none; else a score s becomes softcap * tanh(s / softcap)
+  int64_t both = 0;  // > 0: not causal; every row sees the first so many positions
+
+  // The last position that row `r` sees.
+  int64_t last_seen(int64_t r) const { return both > 0 ? both - 1 : first + r; }
 };
 
 // Floats between two queries' records in a partial result: a header and the padded head.

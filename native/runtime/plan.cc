@@ -104,6 +104,7 @@ int Plan::add(Op op) {
       if (op.table < 0 || op.table >= int(tables_.size()))
         throw std::invalid_argument("no such table");
       buffer(op.dst, tables_[size_t(op.table)]->columns());
+      if (op.fixed >= tables_[size_t(op.table)]->rows()) throw std::invalid_argument("no such row");
       break;
     case Op::Kind::Map:
       buffer(op.src, 0);
@@ -345,7 +346,7 @@ void Plan::check_tokens(const int32_t* tokens, int64_t n) const {
 
 void Plan::check_positions(const std::vector<Entry>& entries) const {
   for (const Op& op : ops_)
-    if (op.kind == Op::Kind::Positions)
+    if (op.kind == Op::Kind::Positions && op.fixed < 0)
       for (const Entry& e : entries)
         if (e.first + e.count > tables_[size_t(op.table)]->rows())
           throw std::invalid_argument("a position there is not");

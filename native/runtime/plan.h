@@ -60,6 +60,7 @@ struct Op {
   int64_t groups = 1;
   // Rope.
   int table = -1;
+  int64_t fixed = -1;  // Positions: not the token's, but always this row
   int64_t heads = 0, head_dim = 0;
   // Linear.
   int64_t columns = 0;
@@ -71,6 +72,7 @@ struct Op {
   float q_eps = 0, k_eps = 0;
   float scale = 0, softcap = 0;
   int64_t window = 0;
+  bool causal = true;
   // Moe: src is what the experts read, src2 the router's scores, dst gets the sum (or it is added).
   int gate = -1, up = -1, down = -1;  // stacks of matrices
   int64_t used = 0;

@@ -250,7 +250,8 @@ void Plan::attention(const Op& op, Run& run, int thread) {
                       group,
                       op.scale,
                       op.window,
-                      op.softcap};
+                      op.softcap,
+                      op.causal ? 0 : e.first + e.count};
     isa_.rows->attend(a, row(op.dst, t) + offset, out.stride, threads_[size_t(thread)].attention);
   }
   pool_.barrier();
@@ -276,7 +277,7 @@ void Plan::operate(const Op& op, int index, Run& run, int thread) {
       const FileRows& table = *tables_[size_t(op.table)];
       std::vector<uint8_t> raw(size_t(table.row_bytes()));
       each([&](int64_t t) {
-        const int32_t position = run.positions[size_t(t)];
+        const int64_t position = op.fixed < 0 ? run.positions[size_t(t)] : op.fixed;
         if (!table.decode(position, raw.data(), row(op.dst, t))) run.failed = true;
       });
       break;

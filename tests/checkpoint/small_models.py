@@ -98,7 +98,21 @@ GEMMA3 = {
     "sliding_window_pattern": 2,
 }
 PHI3 = {**LLAMA, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
+BERT = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "type_vocab_size": 2,
+    "vocab_size": 48,
+}
 CONFIGS = {
+    "bert": BERT,
     "gemma2": GEMMA2,
     "gemma3": GEMMA3,
     "gpt2": GPT2,

@@ -32,7 +32,8 @@ def test_weights_are_those_of_the_graph(tmp_path: Path, name: str) -> None:
     assert checkpoint.storage() == {
         "F32": StorageCount(len(weights), checkpoint.parameters, 4 * checkpoint.parameters)
     }
-    for role in ("attn_output", "ffn_norm" if name != "olmo2" else "post_ffw_norm"):
+    norms = {"olmo2": "post_ffw_norm", "bert": "layer_output_norm"}
+    for role in ("attn_output", norms.get(name, "ffn_norm")):
         ref = checkpoint.graph.weights[f"blk.1.{role}.weight"]
         read = as_stored(ref, name, checkpoint.weights[ref.name].read_f32())
         np.testing.assert_array_equal(read, weights[hf_name(ref, name)])

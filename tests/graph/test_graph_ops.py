@@ -126,6 +126,11 @@ def test_rotary_weights_are_those_that_feed_a_rope() -> None:
         (lambda g, x: g.attention(x, x, x, heads=2, kv_heads=3), "3 parts"),
         (lambda g, x: g.linear(x, "token_embd", 11), "declared with shape"),
         (lambda g, x: g.moe(x, experts=4, used=5, inner=8), "5 of 4 experts"),
+        (lambda g, x: g.row("token_types", 2, 8, index=2), "no row 2 of 2"),
+        (
+            lambda g, x: g.attention(x, x, x, heads=2, kv_heads=2, window=3, causal=False),
+            "belongs into a layer",
+        ),
         (lambda g, x: g.moe(x, experts=4, used=0, inner=8), "0 of 4 experts"),
         (lambda g, x: Graph().add(x, x), "another graph"),
     ],
@@ -191,6 +196,9 @@ class _Counting(Fold[int]):
 
     def moe(self, op: ops.Moe, x: int) -> int:
         return x + 1
+
+    def row(self, op: ops.Row, tokens: int) -> int:
+        return tokens + 1
 
     def add(self, op: ops.Add, left: int, right: int) -> int:
         return left + right + 1

@@ -22,6 +22,7 @@ from kvant.packing import convert_rows
 from kvant.tokenizer.byte_alphabet import BYTE_CHARACTERS
 
 __all__ = [
+    "BERT",
     "GEMMA2",
     "GEMMA3",
     "GPT2",
@@ -137,6 +138,21 @@ PHI3 = {
     "sliding_window": None,
     "original_max_position_embeddings": 256,
 }
+BERT: dict[str, Any] = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 256,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "position_embedding_type": "absolute",
+    "tie_word_embeddings": True,
+    "type_vocab_size": 2,
+    "vocab_size": 384,
+}
 OLMO2 = {**LLAMA, "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"}
 SMOLLM3 = {
     **LLAMA,
@@ -236,8 +252,26 @@ def make_folder(
         write_safetensors(folder / "model.safetensors", stored, bf16=halves, sync=False)
     else:
         _write_shards(folder, stored, halves, shards)
-    if tokenizer:
+    if tokenizer and config["model_type"] == "bert":
+        _write_wordpiece(folder, int(config["vocab_size"]))
+    elif tokenizer:
         _write_tokenizer(folder, int(config["vocab_size"]))
+    return folder
+
+
+def write_pooling(folder: Path, mode: str) -> Path:
+    """What sentence-transformers writes beside a model; returns ``folder``."""
+    kind = "sentence_transformers.models."
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": f"{kind}Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{kind}Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": f"{kind}Normalize"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "lasttoken")
+    said = {f"pooling_mode_{m}": m == mode for m in modes}
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(said))
     return folder
 
 
@@ -258,6 +292,57 @@ def _write_shards(folder: Path, stored: Arrays, bf16: set[str], count: int) -> N
         places |= dict.fromkeys(part, file)
     index = {"metadata": {"total_size": 0}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def wordpiece_tokens(count: int) -> list[str]:
+    """A vocabulary of Hugging Face's WordPiece: letters, digits, signs, pairs that go on."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    single = [*letters, *"0123456789", *".,!?'-", "é", "天"]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *single, *(f"##{c}" for c in letters)]
+    pairs = (f"##{a}{b}" if i % 2 else a + b for i, (a, b) in enumerate(product(letters, letters)))
+    return [*tokens, *pairs][:count]
+
+
+def _write_wordpiece(folder: Path, vocab_size: int) -> None:
+    tokens = wordpiece_tokens(vocab_size)
+    special = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": i, "content": tokens[i], "special": True, **special} for i in range(5)]
+    cls, sep = ({"SpecialToken": {"id": t, "type_id": 0}} for t in ("[CLS]", "[SEP]"))
+    content = {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [cls, {"Sequence": {"id": "A", "type_id": 0}}, sep],
+            "pair": [
+                *(cls, {"Sequence": {"id": "A", "type_id": 0}}, sep),
+                *({"Sequence": {"id": "B", "type_id": 1}}, sep),
+            ],
+            "special_tokens": {
+                t: {"id": t, "ids": [tokens.index(t)], "tokens": [t]} for t in ("[CLS]", "[SEP]")
+            },
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    said = {f"{n}_token": f"[{n.upper()}]" for n in ("cls", "sep", "unk", "pad", "mask")}
+    said |= {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
 
 
 def _write_tokenizer(folder: Path, vocab_size: int) -> None:

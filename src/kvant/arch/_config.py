@@ -35,6 +35,10 @@ _READ_ELSEWHERE = frozenset(
 )
 
 
+#: The same of GGUF's keys.
+_GGUF_READ_ELSEWHERE = frozenset({"pooling_type"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The fields of any decoder, by their names in config.json; each says its GGUF keys.
@@ -116,6 +120,7 @@ class ModelConfig:
         values = source.values
         fields = cls.fields()
         known = {key for f in fields.values() for key in f.gguf_keys} | set(cls.GGUF_FIXED)
+        known |= _GGUF_READ_ELSEWHERE
         ignored = [f"{prefix}.{key}" for key in ignored_keys(values, known, source.where)]
         check_fixed(values, cls.GGUF_FIXED, source.where)
         done: dict[str, Any] = {}

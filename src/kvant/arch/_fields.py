@@ -26,6 +26,7 @@ __all__ = [
     "HfSource",
     "Real",
     "count",
+    "count_elsewhere",
     "derived",
     "field",
     "flag",
@@ -167,6 +168,18 @@ class Vocabulary(Count):
         return self.check(tokens or rows, source.where, "tokenizer.ggml.tokens")
 
 
+class CountElsewhere(Count):
+    """A number whose key in GGUF is not among the architecture's."""
+
+    def __init__(self, hf: str, key: str, most: int) -> None:
+        super().__init__(hf, (), (1, most), None)
+        self.key = key
+
+    def from_gguf(self, source: GgufSource, done: Done) -> Any:
+        """See the base; 1 where the key is missing."""
+        return self.check(source.file.get_int(self.key, 1), source.where, self.key)
+
+
 class Real(_Number):
     """A finite number above the lower bound, up to the upper one.
 
@@ -306,6 +319,14 @@ def count(
 def vocabulary(hf: str, gguf: str, *, most: int) -> Any:
     """A dataclass field holding the number of tokens."""
     return field(Vocabulary(hf, (gguf,), (1, most), None))
+
+
+def count_elsewhere(hf: str, key: str, *, most: int) -> Any:
+    """A dataclass field holding a whole number that GGUF has under a whole ``key``.
+
+    The architecture writes it itself.
+    """
+    return field(CountElsewhere(hf, key, most))
 
 
 def real(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kvant.arch import Architecture, ModelConfig, RowOrder
 from kvant.checkpoint.info import ModelInfo
+from kvant.checkpoint.pooling import Pooling
 from kvant.checkpoint.weights import Rotary, Weight
 from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.gguf import GgufFile
@@ -55,6 +56,8 @@ class Checkpoint:
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     gguf: GgufFile | None = field(default=None, repr=False)
+    pooling: Pooling | None = None
+    """How states become a text's vector, where the checkpoint says so."""
 
     @property
     def parameters(self) -> int:
@@ -80,7 +83,9 @@ class Checkpoint:
             from kvant.tokenizer.gguf_meta import from_metadata
 
             return from_metadata(self.gguf)
-        if not any((self.path / n).exists() for n in ("tokenizer.json", "tokenizer.model")):
+        from kvant.tokenizer.hf_files import TOKENIZER_FILES
+
+        if not any((self.path / name).exists() for name in TOKENIZER_FILES):
             return None
         from kvant.tokenizer.hf import from_folder
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from kvant.checkpoint.names import (
     FUSED_EXPERTS,
     hf_name,
+    hf_old_name,
     hf_parts,
     hf_prefix,
     hf_values,
@@ -63,6 +64,7 @@ def locate(
             name = _matrix_name(ref, stored, architecture)
             if bare and name.removeprefix(prefix) in stored:
                 name = name.removeprefix(prefix)
+            name = _or_old(name, stored, prefix)
             names[ref.name] = name
             used.add(name)
             if name in stored and (values := hf_values(ref, architecture)) != "as they are":
@@ -83,6 +85,13 @@ def locate(
         names[ref.name] = f"{ref.name} of {len(parts)}"
         made[names[ref.name]] = StackedTensor.of(parts[0].name, parts)
     return Located(names, made, frozenset(used), bare)
+
+
+def _or_old(name: str, stored: Mapping[str, StoredTensor], prefix: str) -> str:
+    """The name, or the one it had in early files where only that is there."""
+    old = hf_old_name(name)
+    found = (n for n in (name, old, old.removeprefix(prefix)) if n in stored)
+    return next(found, name)
 
 
 def _matrix_name(ref: WeightRef, stored: Mapping[str, StoredTensor], architecture: str) -> str:

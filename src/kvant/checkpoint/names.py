@@ -13,9 +13,11 @@ __all__ = [
     "HF_VALUES_OF",
     "HfValues",
     "hf_name",
+    "hf_old_name",
     "hf_parts",
     "hf_prefix",
     "hf_values",
+    "is_aside",
     "is_buffer",
     "is_computed",
 ]
@@ -55,6 +57,20 @@ _NORMS_AROUND = {
 
 #: The same for roles that an architecture calls differently.
 HF_NAMES_OF: dict[str, dict[str, str]] = {
+    "bert": {
+        "token_embd": "bert.embeddings.word_embeddings",
+        "token_types": "bert.embeddings.token_type_embeddings",
+        "position_embd": "bert.embeddings.position_embeddings",
+        "token_embd_norm": "bert.embeddings.LayerNorm",
+        "attn_q": "bert.encoder.layer.{layer}.attention.self.query",
+        "attn_k": "bert.encoder.layer.{layer}.attention.self.key",
+        "attn_v": "bert.encoder.layer.{layer}.attention.self.value",
+        "attn_output": "bert.encoder.layer.{layer}.attention.output.dense",
+        "attn_output_norm": "bert.encoder.layer.{layer}.attention.output.LayerNorm",
+        "ffn_up": "bert.encoder.layer.{layer}.intermediate.dense",
+        "ffn_down": "bert.encoder.layer.{layer}.output.dense",
+        "layer_output_norm": "bert.encoder.layer.{layer}.output.LayerNorm",
+    },
     "gemma2": _NORMS_AROUND,
     "gemma3": _NORMS_AROUND,
     "gpt2": {
@@ -103,6 +119,12 @@ HF_VALUES_OF: dict[str, dict[str, HfValues]] = {
     "gpt2": _CONV1D,
 }
 
+#: What an architecture's model has beside what is computed: BERT's pooler and heads for training.
+_ASIDE: dict[str, tuple[str, ...]] = {"bert": ("pooler.", "cls.")}
+
+#: How files of 2018 call the parts of a norm.
+_OLD_PARTS = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+
 #: Experts as transformers 5 holds them, where a checkpoint is written so: role to the name of one
 #: tensor [experts, n x rows, columns], n, and which of the n.
 FUSED_EXPERTS: dict[str, tuple[str, int, int]] = {
@@ -142,13 +164,29 @@ def hf_values(ref: WeightRef, architecture: str) -> HfValues:
     return HF_VALUES_OF.get(architecture, {}).get(ref.role, "as they are")
 
 
+def hf_old_name(name: str) -> str:
+    """What the earliest files call a weight; the same name where nothing has changed."""
+    for new, old in _OLD_PARTS.items():
+        if name.endswith(new):
+            return name.removesuffix(new) + old
+    return name
+
+
+def is_aside(name: str, architecture: str) -> bool:
+    """Whether a tensor belongs to the published model and not to what is computed here."""
+    own = name.removeprefix(hf_prefix(architecture))
+    return own.startswith(_ASIDE.get(architecture, ()))
+
+
 def is_buffer(name: str) -> bool:
     """Whether a tensor only repeats what the config says.
 
     Early checkpoints stored the rope's frequencies (``inv_freq``), which follow from its base, or
     the causal mask and the number that masked scores get.
     """
-    return name.endswith((".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias"))
+    return name.endswith(
+        (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias", "embeddings.position_ids")
+    )
 
 
 def is_computed(name: str, architecture: str = "") -> bool:
@@ -158,4 +196,5 @@ def is_computed(name: str, architecture: str = "") -> bool:
     model: a bias or norm there that the graph lacks means that it is another model. Heads for other
     tasks (``score.weight``, ``v_head.…``) have other prefixes.
     """
-    return name.startswith((hf_prefix(architecture), "lm_head.")) and not is_buffer(name)
+    named = name.startswith((hf_prefix(architecture), "lm_head."))
+    return named and not is_buffer(name) and not is_aside(name, architecture)

@@ -10,7 +10,8 @@ from kvant.arch import find_hf
 from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
 from kvant.checkpoint.info import info_from_folder
 from kvant.checkpoint.locate import locate
-from kvant.checkpoint.names import HF_NAMES, is_buffer, is_computed
+from kvant.checkpoint.names import HF_NAMES, is_aside, is_buffer, is_computed
+from kvant.checkpoint.pooling import folder_pooling
 from kvant.checkpoint.weights import Weight
 from kvant.errors import FileFormatError, InputError, UnsupportedError
 from kvant.files.config_json import read_json
@@ -46,7 +47,8 @@ def open_folder(folder: Path) -> Checkpoint:
 
     extra = [name for name in (*content.tensors, *other) if name not in found.used]
     buffers = {name for name in extra if is_buffer(name)}
-    left = [n for n in extra if found.bare or is_computed(n, arch.name)]
+    bare = [n for n in extra if found.bare and not is_aside(n, arch.name)]
+    left = bare or [n for n in extra if is_computed(n, arch.name)]
     notes: list[str] = []
     if config.tie_word_embeddings and _HEAD in content.tensors:
         embedding = content.tensors[found.names["token_embd.weight"]]
@@ -70,6 +72,7 @@ def open_folder(folder: Path) -> Checkpoint:
         ignored=tuple(ignored),
         unused=tuple(sorted({*extra, *content.unlisted})),
         notes=tuple(notes),
+        pooling=folder_pooling(folder),
     )
 
 

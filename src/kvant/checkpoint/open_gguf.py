@@ -7,6 +7,7 @@ from pathlib import Path
 from kvant.arch import find_gguf
 from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
 from kvant.checkpoint.info import info_from_gguf
+from kvant.checkpoint.pooling import gguf_pooling
 from kvant.errors import UnsupportedError
 from kvant.files.gguf import read_gguf_split
 
@@ -46,4 +47,5 @@ def open_gguf(path: Path) -> Checkpoint:
         files=tuple(part.path for part in file.parts) or (file.path,),
         ignored=tuple(ignored),
         gguf=file,
+        pooling=gguf_pooling(file, arch.gguf_name),
     )

@@ -79,7 +79,10 @@ def load_engine(
     if kv_type not in KV_TYPES:
         raise UsageError(f"kv_type should be one of {', '.join(KV_TYPES)}, got {kv_type!r}.")
     _check_types(checkpoint)
-    plan = _core.Plan(_thread_count(threads), max(8, min(step_tokens, _context(checkpoint))))
+    step = _context(checkpoint)  # of an encoder, because its texts cannot be cut
+    if not checkpoint.graph.encodes:
+        step = max(8, min(step_tokens, step))
+    plan = _core.Plan(_thread_count(threads), step)
     with _Loader(checkpoint, plan, resident).open() as loader:
         longest = min(kv_tokens or _context(checkpoint), _context(checkpoint))
         lowered = lower(checkpoint.graph, plan, loader.source(), KV_TYPES[kv_type], longest)

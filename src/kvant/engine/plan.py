@@ -34,6 +34,7 @@ from kvant.graph.ops import (
     Positions,
     RmsNorm,
     Rope,
+    Row,
     Scale,
     Slice,
     SoftCap,
@@ -100,6 +101,8 @@ class LoweredPlan:
     layers: int
     vocab_size: int
     hidden_size: int
+    encodes: bool = False
+    """Whether the model ends in states; there is no head then."""
     positions: bool = False
     """Whether the stream depends on positions before the first layer."""
     linear_ops: dict[str, int] = field(default_factory=dict)
@@ -140,24 +143,39 @@ class _Lowering:
         self._place = 0
         self._done: set[int] = set()  # values that need no operation of their own any more
         self._turns: dict[tuple[float, ...], int] = {}
-        self._head, self._after_head = output_head(graph)
+        self._head: Node | None = None
+        self._after_head: list[Node] = []
+        if not graph.encodes:
+            self._head, self._after_head = output_head(graph)
         self._layer = -1
         self._out = LoweredPlan(-1, -1, graph.layer_count, 0, 0)
 
     def run(self) -> LoweredPlan:
         head, out = self._head, self._out
-        assert isinstance(head.op, Linear)
         for node in self._graph.nodes:
             if node is head:
                 break
             self._enter(node)
             if node.result.id not in self._done:
                 self._lower(node)
+        if head is None:
+            return self._end_in_states()
+        assert isinstance(head.op, Linear)
         out.result = self._buffer(head.inputs[0])
         bias = -1 if head.op.bias is None else self._vector(head.op.bias)
         factor, cap = self._end()
         self._plan.head(out.result, self._matrix(head.op.weight), bias, factor, cap)
         out.vocab_size, out.hidden_size = head.result.width, head.inputs[0].width
+        return out
+
+    def _end_in_states(self) -> LoweredPlan:
+        out, first = self._out, self._graph.nodes[0]
+        assert isinstance(first.op, Embedding)
+        out.result = self._buffer(self._graph.output)
+        if out.result != out.stream:
+            raise ValueError("what an encoder gives is its stream")
+        out.encodes, out.vocab_size = True, first.op.weight.shape[0]
+        out.hidden_size = self._graph.output.width
         return out
 
     def _end(self) -> tuple[float, float]:
@@ -199,6 +217,9 @@ class _Lowering:
         elif isinstance(op, Positions):
             self._out.positions = True
             self._plan.positions(self._weights.table(op.weight), self._new(node.result))
+        elif isinstance(op, Row):
+            table = self._weights.table(op.weight)
+            self._plan.positions(table, self._new(node.result), op.index)
         elif isinstance(op, Slice):
             self._slice(node, op)
         elif isinstance(op, _MAPPED):
@@ -221,7 +242,8 @@ class _Lowering:
         users = self._users.get(node.result.id, [])
         if isinstance(node.op, _MAPPED) and not isinstance(node.op, Scale):
             whole = not isinstance(node.op, RmsNorm) or node.op.groups == 1
-            if whole and all(isinstance(u.op, Linear) and u is not self._head for u in users):
+            plain = [isinstance(u.op, Linear) and u is not self._head for u in users]
+            if whole and plain and all(plain):
                 return True
         if len(users) != 1 or not isinstance(node.op, (Rope, RmsNorm)):
             return False
@@ -265,10 +287,14 @@ class _Lowering:
                 raise ValueError(f"{type(op).__name__} does not map rows")
 
     def _map(self, node: Node) -> None:
-        """As an operation of its own; in place where that keeps a scaled stream in its buffer."""
+        """As an operation of its own; in place where that keeps a changed stream in its buffer."""
         r = self._row(node)
         source = node.inputs[0]
-        if isinstance(node.op, Scale) and self._users[source.id] == [node]:
+        streams = r.src == self._out.stream and self._layer < self._graph.layer_count
+        stays = isinstance(node.op, Scale) or (
+            streams and isinstance(node.op, (RmsNorm, LayerNorm))
+        )
+        if stays and self._users[source.id] == [node]:
             target = self._buffers[node.result.id] = r.src
         else:
             target = self._new(node.result)
@@ -368,6 +394,7 @@ class _Lowering:
             k_eps,
             q_rope,
             k_rope,
+            op.causal,
         )
 
     def _heads(self, value: Value) -> tuple[int, int, float, int]:

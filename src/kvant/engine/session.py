@@ -14,7 +14,13 @@ import numpy.typing as npt
 from kvant import _core
 from kvant.engine.kv_blocks import KvBlocks, KvSequence
 from kvant.engine.plan import ExpertStack, LoweredPlan
-from kvant.errors import ContextError, DataError, FileFormatError, UsageError
+from kvant.errors import (
+    ContextError,
+    DataError,
+    FileFormatError,
+    UnsupportedError,
+    UsageError,
+)
 
 __all__ = ["Engine", "Inputs", "Memory", "Rows", "Work"]
 
@@ -103,6 +109,12 @@ class Engine:
         """What the engine holds."""
         return Memory(self._plan.weight_bytes, self._plan.kv_bytes, self._plan.scratch_bytes)
 
+    @property
+    def encodes(self) -> bool:
+        """Whether the model is an encoder: every step then takes whole texts, and there are no
+        logits."""
+        return self._lowered.encodes
+
     def sequence(self) -> KvSequence:
         """A new, empty sequence."""
         return KvSequence(self.kv, self.context)
@@ -126,6 +138,11 @@ class Engine:
             DataError: logits are NaN or infinite; the sequences are as before the step.
             FileFormatError: the model's file has become shorter.
         """
+        if self.encodes and logits in ("last", "all"):
+            raise UnsupportedError(
+                f"{self._name}: this model encodes texts and predicts no tokens, so it has no "
+                "logits. Use its embeddings, or name a model that generates."
+            )
         entries = [(s, self._checked(tokens)) for s, tokens in work]
         if not entries:
             raise UsageError("There is nothing to do in a step without entries.")
@@ -156,6 +173,15 @@ class Engine:
                 self._check(self._plan.run_head(np.ascontiguousarray(hidden, np.float32), out))
         return out
 
+    def _check_whole(self, entries: Sequence[tuple[KvSequence, npt.NDArray[np.int32]]]) -> None:
+        """An encoder's tokens see what comes after them, so a text comes in one piece."""
+        for sequence, _ in entries:
+            if sequence.length:
+                raise UsageError(
+                    f"This model reads whole texts at once, got {sequence.length} tokens before "
+                    "these. Join them, or take a new sequence."
+                )
+
     def _reserve(self, entries: Sequence[tuple[KvSequence, npt.NDArray[np.int32]]]) -> list[int]:
         if len({id(s) for s, _ in entries}) != len(entries):
             raise UsageError("A sequence is named twice in one step; join its tokens.")
@@ -167,6 +193,8 @@ class Engine:
             if sequence.length + len(tokens) > self.context:
                 raise ContextError(sequence.length + len(tokens), self.context)
         missing = sum(s.missing_blocks(len(tokens)) for s, tokens in entries)
+        if self.encodes:
+            self._check_whole(entries)
         if missing > self.kv.free_blocks:
             self.kv.take(missing)  # raises, and says what is missing
         for sequence, tokens in entries:
@@ -181,7 +209,7 @@ class Engine:
         width = self.hidden_size if logits == "hidden" else self.vocab_size
         out = np.empty((count, width), np.float32)
         done = 0
-        for piece in _pieces(entries, self.step_tokens):
+        for piece in _pieces(entries, self.step_tokens, whole=self.encodes):
             if logits == "none":
                 rows = _EMPTY_ROWS
             elif logits == "last":
@@ -453,13 +481,19 @@ class Engine:
 
 
 def _pieces(
-    entries: Sequence[tuple[KvSequence, npt.NDArray[np.int32]]], most: int
+    entries: Sequence[tuple[KvSequence, npt.NDArray[np.int32]]], most: int, *, whole: bool
 ) -> Iterator[list[tuple[KvSequence, npt.NDArray[np.int32], int, int]]]:
-    """Cut a step into pieces of at most ``most`` tokens: (sequence, tokens, start, stop)."""
+    """Cut a step into pieces of at most ``most`` tokens: (sequence, tokens, start, stop).
+
+    ``whole``: no entry is cut; none is longer than ``most``.
+    """
     piece: list[tuple[KvSequence, npt.NDArray[np.int32], int, int]] = []
     room = most
     for sequence, tokens in entries:
         start = 0
+        if whole and len(tokens) > room:
+            yield piece
+            piece, room = [], most
         while start < len(tokens):
             stop = min(len(tokens), start + room)
             piece.append((sequence, tokens, start, stop))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from kvant import _core
 from kvant.checkpoint import Checkpoint
-from kvant.graph.ops import Embedding, Linear, Moe, Positions
+from kvant.graph.ops import Embedding, Linear, Moe, Positions, Row
 
 __all__ = ["BUFFER_BYTES", "Limit", "Limits", "MachineLimits", "Work"]
 
@@ -114,7 +114,7 @@ class Work:
         read: dict[str, int] = {}
         experts, share = 0, 0.0
         for node in checkpoint.graph.nodes:
-            if isinstance(node.op, (Embedding, Positions)):  # a row a token: next to nothing
+            if isinstance(node.op, (Embedding, Positions, Row)):  # a row a token: next to nothing
                 continue
             if isinstance(node.op, Moe):
                 share = node.op.used / node.op.experts

@@ -32,6 +32,7 @@ __all__ = [
     "Positions",
     "RmsNorm",
     "Rope",
+    "Row",
     "Scale",
     "Slice",
     "SoftCap",
@@ -74,6 +75,23 @@ class Positions(Op):
     def accept(self, fold: Fold[T], inputs: Sequence[T]) -> T:
         """Dispatch."""
         return fold.positions(self, inputs[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Op):
+    """Row ``index`` of ``weight`` [rows, width], for every token: BERT's kind of segment."""
+
+    weight: WeightRef
+    index: int
+
+    @property
+    def weights(self) -> tuple[WeightRef, ...]:
+        """The table."""
+        return (self.weight,)
+
+    def accept(self, fold: Fold[T], inputs: Sequence[T]) -> T:
+        """Dispatch."""
+        return fold.row(self, inputs[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +193,13 @@ class Rope(Op):
 
 @dataclass(frozen=True, slots=True)
 class Attention(Op):
-    """Causal softmax attention of ``heads`` queries over the keys and values in ``state``.
+    """Softmax attention of ``heads`` queries over the keys and values in ``state``.
 
     Query head h reads key head ``h // (heads / state.heads)`` (grouped-query attention, arXiv
     2305.13245); scores are multiplied by ``scale``, then with a ``soft_cap`` above 0 become
     ``soft_cap * tanh(score / soft_cap)``. With a ``window`` above 0 a position sees only so many,
-    itself and those before it. Inputs: query, key, value.
+    itself and those before it. A ``causal`` position sees itself and those before, otherwise all of
+    its text. Inputs: query, key, value.
     """
 
     heads: int
@@ -188,6 +207,7 @@ class Attention(Op):
     state: KvState
     window: int = 0
     soft_cap: float = 0.0
+    causal: bool = True
 
     def accept(self, fold: Fold[T], inputs: Sequence[T]) -> T:
         """Dispatch."""
@@ -317,6 +337,10 @@ class Fold(ABC, Generic[T]):
         """Handle ``Positions``."""
 
     @abstractmethod
+    def row(self, op: Row, tokens: T) -> T:
+        """Handle ``Row``."""
+
+    @abstractmethod
     def linear(self, op: Linear, x: T) -> T:
         """Handle ``Linear``."""
 
@@ -390,9 +414,16 @@ def run(graph: Trace, fold: Fold[T], tokens: T, *, until: Value | None = None) -
 class Graph(Trace):
     """A traced model. Each method applies one op and checks its shape rule.
 
+    A model whose attention is not causal is an encoder: it ends in states, not in logits.
+
     The methods raise ValueError where widths do not fit: that is a mistake in an architecture,
     which has to refuse impossible configurations before it traces them.
     """
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it is an encoder."""
+        return any(isinstance(n.op, Attention) and not n.op.causal for n in self.nodes)
 
     def embedding(self, role: str, vocabulary: int, width: int) -> Value:
         """Look up the tokens: the first node of a language model."""
@@ -403,6 +434,13 @@ class Graph(Trace):
         """Look up the tokens' positions, of which there are ``count``."""
         weight = self._declare(role, "weight", (count, width))
         return self._record(Positions(weight), (self.tokens,), width)
+
+    def row(self, role: str, count: int, width: int, *, index: int = 0) -> Value:
+        """The same row of ``count`` for every token."""
+        if not 0 <= index < count:
+            raise ValueError(f"row: there is no row {index} of {count}")
+        weight = self._declare(role, "weight", (count, width))
+        return self._record(Row(weight, index), (self.tokens,), width)
 
     def linear(self, x: Value, role: str, width: int, *, bias: bool = False) -> Value:
         """Map the row to ``width`` numbers."""
@@ -459,8 +497,9 @@ class Graph(Trace):
         scale: float | None = None,
         window: int = 0,
         soft_cap: float = 0.0,
+        causal: bool = True,
     ) -> Value:
-        """Attend causally; adds the layer's keys and values to ``states``.
+        """Attend to what came before, or to all; adds the layer's keys and values to ``states``.
 
         ``scale`` defaults to ``head_dim ** -0.5``; ``window`` and ``soft_cap`` 0 mean none.
         """
@@ -470,10 +509,12 @@ class Graph(Trace):
             raise ValueError(f"attention: keys and values must be {kv_heads} x {head_dim} wide")
         if self._layer is None:
             raise ValueError("attention belongs into a layer: its keys and values are kept there")
+        if window and not causal:
+            raise ValueError("attention: a window only makes sense looking back")
         state = KvState(self._layer, kv_heads, head_dim)
         self.states.append(state)
         scale = head_dim**-0.5 if scale is None else scale
-        op = Attention(heads, scale, state, window, soft_cap)
+        op = Attention(heads, scale, state, window, soft_cap, causal)
         return self._record(op, (query, key, value), query.width)
 
     def swiglu(self, gate: Value, up: Value) -> Value:

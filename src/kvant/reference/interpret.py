@@ -28,6 +28,7 @@ from kvant.graph.ops import (
     Positions,
     RmsNorm,
     Rope,
+    Row,
     Scale,
     Slice,
     SoftCap,
@@ -68,6 +69,11 @@ class Interpreter(Fold[Array]):
         """The table's first rows, the same for every sequence."""
         rows = self._rows(op.weight, np.arange(tokens.shape[-1]))
         return np.broadcast_to(rows, (*tokens.shape, rows.shape[-1]))
+
+    def row(self, op: Row, tokens: Array) -> Array:
+        """One row, the same for every token."""
+        row = self._rows(op.weight, np.array([op.index]))
+        return np.broadcast_to(row, (*tokens.shape, row.shape[-1]))
 
     def linear(self, op: Linear, x: Array) -> Array:
         """One product for all tokens of all sequences."""
@@ -131,17 +137,19 @@ class Interpreter(Fold[Array]):
         for start in range(0, n, tile):
             stop = min(start + tile, n)
             first = max(0, start - op.window + 1) if op.window else 0
-            scores = (q[..., start:stop, :] * np.float32(op.scale)) @ k[..., first:stop]
+            seen = stop if op.causal else n
+            scores = (q[..., start:stop, :] * np.float32(op.scale)) @ k[..., first:seen]
             if op.soft_cap:
                 scores = _soft_cap(scores, op.soft_cap)
-            later = np.triu(np.ones((stop - start, stop - start), bool), 1)
-            scores[..., start - first :][..., later] = -np.inf
+            if op.causal:
+                later = np.triu(np.ones((stop - start, stop - start), bool), 1)
+                scores[..., start - first :][..., later] = -np.inf
             if op.window:
-                behind = np.arange(start, stop)[:, None] - np.arange(first, stop)
+                behind = np.arange(start, stop)[:, None] - np.arange(first, seen)
                 scores[..., behind >= op.window] = -np.inf
             scores -= scores.max(axis=-1, keepdims=True)
             np.exp(scores, out=scores)
-            mixed = scores @ v[..., first:stop, :] / scores.sum(axis=-1, keepdims=True)
+            mixed = scores @ v[..., first:seen, :] / scores.sum(axis=-1, keepdims=True)
             out[:, start:stop] = mixed.transpose(0, 3, 1, 2, 4)
         return out.reshape(batch, n, width)
 

@@ -43,7 +43,7 @@ _COLUMNS = {
         "reference interpreter: `tests/reference/test_transformers_parity.py`"
     ),
     "llama.cpp": (
-        "our GGUF file run by llama.cpp, F32 and F16, within 1e-3 and 2e-3 of the engine's largest "
+        "our GGUF file run by llama.cpp, F32 and F16, within 1e-3 to 3e-3 of the engine's largest "
         "logit: `tests/engine/test_engine_llamacpp.py`, "
         "`tests/export/test_logits_against_llamacpp.py`"
     ),
@@ -85,7 +85,7 @@ def _proven() -> dict[str, list[str]]:
     transformers = _module("reference.test_transformers_parity").CASES
     exported = _module("export.test_logits_against_llamacpp")
     foreign = _module("test_engine_llamacpp")
-    return {
+    found = {
         "transformers": [_of_family(family) for family, _ in transformers.values()],
         "llama.cpp": _by_architecture(models, foreign.NAMES)
         + _by_architecture(exported.MODELS, exported.MODELS),
@@ -102,6 +102,21 @@ def _proven() -> dict[str, list[str]]:
             _module("quant.test_recipes_by_the_rules").MODELS,
             _module("quant.test_recipes_by_the_rules").MODELS,
         ),
+    }
+    for column, cases in _of_encoders().items():
+        found[column] += cases
+    return found
+
+
+def _of_encoders() -> dict[str, list[str]]:
+    """The same for models that end in states; their vectors are compared, pooled."""
+    engine, files = _module("test_encoders"), _module("export.test_encoder_files")
+    states = _module("reference.test_encoder_parity").CASES
+    return {
+        "transformers": ["bert"] * len(states),
+        "llama.cpp": ["bert"] * len(files.MODES),
+        "quantised": ["bert"] * len(files.RECIPES),
+        "engine": _by_architecture(engine.MODELS, engine.MODELS),
     }
 
 
@@ -136,6 +151,11 @@ def text() -> str:
     parts.append(
         f"llama.cpp does not look at the sliding windows of {', '.join(ignored)}; there texts that "
         "fit into the window are compared.\n"
+    )
+    parts.append(
+        "Of encoders (bert) vectors are compared, not logits, by cosine: "
+        "`tests/reference/test_encoder_parity.py`, `tests/engine/test_encoders.py`, "
+        "`tests/export/test_encoder_files.py`.\n"
     )
     parts.append(_packings())
     parts.append(_presets())

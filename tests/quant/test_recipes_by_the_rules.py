@@ -17,6 +17,7 @@ from kvant.packing.types import BY_NAME
 from kvant.quant.presets import PRESETS
 from oracles.llama_quantize import FILE_TYPES, Facts, expected_type, find_tool, tool_types
 from oracles.models import (
+    BERT,
     GEMMA2,
     GEMMA3,
     GPT2,
@@ -60,6 +61,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "rows-80-tied": _model(QWEN2, 3, 5, 1, hidden_size=80, head_dim=16, tie_word_embeddings=True),
     "ffn-288": _model(QWEN3, 9, 4, 1, intermediate_size=288),
     "ffn-250": _model(QWEN3, 9, 4, 1, intermediate_size=250),
+    "bert-6-layers": {**BERT, "num_hidden_layers": 6, "hidden_size": 256, "vocab_size": 384},
     "gpt2-12-layers": {**GPT2, "n_layer": 12, "n_head": 8, "vocab_size": 256},
     "phi3-32-layers": _model(PHI3, 32, 8, 8),
     "phi3-8-layers-gqa4": _model(PHI3, 8, 8, 2),

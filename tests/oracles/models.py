@@ -198,7 +198,8 @@ def weights_of(config: Mapping[str, Any], seed: int = 0) -> Arrays:
     for ref in graph.weights.values():
         values = rng.standard_normal(ref.shape, np.float32)
         if ref.role.endswith("_norm"):
-            values = 1 + 0.1 * values
+            # Behind attention and feed-forward more, or a scaled embedding would outweigh them.
+            values = (3 if ref.role.startswith("post_") else 1) + 0.1 * values
         elif ref.role == "output":
             values *= 2 / np.sqrt(ref.shape[-1])  # so that likely tokens stand out
         elif ref.role == "ffn_gate_inp":

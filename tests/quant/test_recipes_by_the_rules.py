@@ -61,6 +61,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "rows-80-tied": _model(QWEN2, 3, 5, 1, hidden_size=80, head_dim=16, tie_word_embeddings=True),
     "ffn-288": _model(QWEN3, 9, 4, 1, intermediate_size=288),
     "ffn-250": _model(QWEN3, 9, 4, 1, intermediate_size=250),
+    "bert-6-layers": {**BERT, "num_hidden_layers": 6, "hidden_size": 256, "vocab_size": 384},
     "gpt2-12-layers": {**GPT2, "n_layer": 12, "n_head": 8, "vocab_size": 256},
     "phi3-32-layers": _model(PHI3, 32, 8, 8),
     "phi3-8-layers-gqa4": _model(PHI3, 8, 8, 2),
@@ -78,7 +79,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3moe-8-experts-ffn-288": _model(
         QWEN3MOE, 9, 8, 2, num_experts=8, moe_intermediate_size=288
     ),
-    "bert": {**BERT, **TINY, "num_hidden_layers": 12},
     "bert-rows-96": {**BERT, **TINY, "hidden_size": 96, "intermediate_size": 288},
 }
 

@@ -111,7 +111,16 @@ BERT = {
     "type_vocab_size": 2,
     "vocab_size": 48,
 }
+OLMOE = {
+    **LLAMA,
+    "architectures": ["OlmoeForCausalLM"],
+    "model_type": "olmoe",
+    "num_key_value_heads": 4,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+}
 CONFIGS = {
+    "olmoe": OLMOE,
     "bert": BERT,
     "gemma2": GEMMA2,
     "gemma3": GEMMA3,

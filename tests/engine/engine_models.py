@@ -23,6 +23,7 @@ from oracles.models import (
     MISTRAL,
     MIXTRAL,
     OLMO2,
+    OLMOE,
     PHI3,
     QWEN2,
     QWEN3,
@@ -83,6 +84,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "starcoder2": STARCODER2,
     "qwen3moe": QWEN3MOE,
     "mixtral": MIXTRAL,
+    "olmoe": OLMOE,
     "one-expert": {**MIXTRAL, **_SMALL, "num_local_experts": 1, "num_experts_per_tok": 1},
     "all-experts": {**MIXTRAL, **_SMALL, "num_local_experts": 3, "num_experts_per_tok": 3},
     "many-experts": {**QWEN3MOE, **_SMALL, "num_experts": 40, "num_experts_per_tok": 8}

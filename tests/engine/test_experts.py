@@ -34,7 +34,7 @@ def first_layer(engine: Engine, names: list[str]) -> Any:
         return engine.run_layer(0, x, [(sequence, len(TEXT))], capture=names)[1]
 
 
-NAMES = ("qwen3moe", "mixtral", "many-experts", "odd-experts")
+NAMES = ("qwen3moe", "mixtral", "olmoe", "many-experts", "odd-experts")
 
 
 @pytest.fixture(scope="module", params=NAMES)

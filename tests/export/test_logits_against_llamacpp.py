@@ -26,6 +26,7 @@ from oracles.models import (
     LLAMA,
     LLAMA3_ROPE,
     MIXTRAL,
+    OLMOE,
     QWEN2,
     QWEN3,
     QWEN3MOE,
@@ -46,6 +47,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2-tied": {**QWEN2, **SMALL, "tie_word_embeddings": True},
     "qwen3": QWEN3,
     "qwen3moe": QWEN3MOE,
+    "olmoe": OLMOE,
     "mixtral": {**MIXTRAL, "num_local_experts": 8},
     "qwen3-no-gqa": {**QWEN3, **SMALL, "num_key_value_heads": 4, "head_dim": 48},
 }
@@ -66,7 +68,7 @@ ODD = {
         "head_dim": 32,
     },
 }
-EXPERTS = ("qwen3moe", "mixtral")
+EXPERTS = ("qwen3moe", "mixtral", "olmoe")
 TOKENS = np.random.default_rng(3).integers(0, 280, 64).tolist()
 
 Logits = npt.NDArray[Any]

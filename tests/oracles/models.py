@@ -32,6 +32,7 @@ __all__ = [
     "MISTRAL",
     "MIXTRAL",
     "OLMO2",
+    "OLMOE",
     "PHI3",
     "QWEN2",
     "QWEN3",
@@ -137,6 +138,15 @@ PHI3 = {
     "model_type": "phi3",
     "sliding_window": None,
     "original_max_position_embeddings": 256,
+}
+OLMOE = {
+    **LLAMA,
+    "architectures": ["OlmoeForCausalLM"],
+    "model_type": "olmoe",
+    "num_key_value_heads": 4,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "intermediate_size": 256,
 }
 BERT: dict[str, Any] = {
     "architectures": ["BertModel"],

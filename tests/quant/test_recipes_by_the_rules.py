@@ -26,6 +26,7 @@ from oracles.models import (
     MISTRAL,
     MIXTRAL,
     OLMO2,
+    OLMOE,
     PHI3,
     QWEN2,
     QWEN3,
@@ -79,6 +80,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3moe-8-experts-ffn-288": _model(
         QWEN3MOE, 9, 8, 2, num_experts=8, moe_intermediate_size=288
     ),
+    "olmoe-8-experts": {**OLMOE, **TINY, "num_hidden_layers": 8},
     "bert-rows-96": {**BERT, **TINY, "hidden_size": 96, "intermediate_size": 288},
 }
 

@@ -105,6 +105,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_EXPERTS, "num_experts_per_tok": 1, "tie_word_embeddings": True},
     ),
     "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "olmoe": ("Olmoe", {"num_key_value_heads": 8, "num_experts": 6, "num_experts_per_tok": 2}),
     "mixtral, all for a token": ("Mixtral", {"num_local_experts": 3, "num_experts_per_tok": 3}),
     "qwen3, tied, square heads": ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
 }

@@ -148,6 +148,8 @@ def test_what_makes_no_sense(tmp_path: Path) -> None:
     for logits in ("last", "all"):
         with pytest.raises(UnsupportedError, match="predicts no tokens"):
             engine.step([(sequence, TEXTS[1])], logits=logits)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="predicts no tokens"):
+        engine.head(np.zeros((1, 64), np.float32))
     engine.step([(sequence, TEXTS[1])], logits="none")
     with pytest.raises(UsageError, match="whole texts at once, got 7 tokens before"):
         engine.step([(sequence, TEXTS[1])], logits="hidden")

@@ -136,13 +136,11 @@ class Engine:
             CacheFullError: the cache has no room for the tokens; nothing has changed.
             UsageError: no tokens, or ids the vocabulary does not have.
             DataError: logits are NaN or infinite; the sequences are as before the step.
+            UnsupportedError: logits of an encoder.
             FileFormatError: the model's file has become shorter.
         """
-        if self.encodes and logits in ("last", "all"):
-            raise UnsupportedError(
-                f"{self._name}: this model encodes texts and predicts no tokens, so it has no "
-                "logits. Use its embeddings, or name a model that generates."
-            )
+        if logits in ("last", "all"):
+            self._check_predicts()
         entries = [(s, self._checked(tokens)) for s, tokens in work]
         if not entries:
             raise UsageError("There is nothing to do in a step without entries.")
@@ -162,7 +160,9 @@ class Engine:
         Raises:
             UsageError: rows of another length.
             DataError: they are NaN or infinite.
+            UnsupportedError: the model is an encoder.
         """
+        self._check_predicts()
         if hidden.ndim != 2 or hidden.shape[1] != self.hidden_size:
             raise UsageError(
                 f"Expected hidden states [rows, {self.hidden_size}], got {list(hidden.shape)}."
@@ -172,6 +172,13 @@ class Engine:
             with self._lock:
                 self._check(self._plan.run_head(np.ascontiguousarray(hidden, np.float32), out))
         return out
+
+    def _check_predicts(self) -> None:
+        if self.encodes:
+            raise UnsupportedError(
+                f"{self._name}: this model encodes texts and predicts no tokens, so it has no "
+                "logits. Use its embeddings, or name a model that generates."
+            )
 
     def _check_whole(self, entries: Sequence[tuple[KvSequence, npt.NDArray[np.int32]]]) -> None:
         """An encoder's tokens see what comes after them, so a text comes in one piece."""

@@ -193,8 +193,11 @@ def to_wordpiece_json(d: TokenizerDefinition, vocab: Mapping[str, int]) -> dict[
         return text.removeprefix(SPACE) if text.startswith(SPACE) else _INSIDE + text
 
     cls, sep, unknown = (d.token_id(name) for name in ("bos", "sep", "unk"))
-    assert cls is not None
-    assert sep is not None
+    if cls is None or sep is None:
+        raise FileFormatError(
+            f"{d.where}: texts should have a token before and behind them, but the file does not "
+            "say which. Convert the file again."
+        )
     around = [(cls, 0), (sep, 0)]
     pieces = [{"SpecialToken": {"id": d.tokens[t], "type_id": n}} for t, n in around]
     first = [pieces[0], {"Sequence": {"id": "A", "type_id": 0}}, pieces[1]]

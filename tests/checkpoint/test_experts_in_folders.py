@@ -89,6 +89,17 @@ def test_configs_that_are_refused(
         open_checkpoint(folder)
 
 
+def test_mixtral_configs(tmp_path: Path) -> None:
+    """The base of its rope where none is stated is its own, and it has neither window nor biases."""
+    config = {key: value for key, value in MIXTRAL.items() if key != "rope_theta"}
+    weights = random_weights(MIXTRAL)
+    assert open_checkpoint(write_folder(tmp_path / "m", config, weights)).config.rope.theta == 1e6  # type: ignore[attr-defined]
+    for key, value in (("sliding_window", 64), ("attention_bias", True), ("mlp_bias", True)):
+        folder = write_folder(tmp_path / key, {**MIXTRAL, key: value}, weights)
+        with pytest.raises(UnsupportedError, match=key):
+            open_checkpoint(folder)
+
+
 def test_weights_that_are_refused(tmp_path: Path) -> None:
     good = random_weights(QWEN3MOE)
     name = EXPERT.format(3, "up")

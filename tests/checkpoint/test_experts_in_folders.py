@@ -90,7 +90,7 @@ def test_configs_that_are_refused(
 
 
 def test_mixtral_configs(tmp_path: Path) -> None:
-    """The base of its rope where none is stated is its own, and it has neither window nor biases."""
+    """Its own base of the rope where none is stated; neither a window nor biases."""
     config = {key: value for key, value in MIXTRAL.items() if key != "rope_theta"}
     weights = random_weights(MIXTRAL)
     assert open_checkpoint(write_folder(tmp_path / "m", config, weights)).config.rope.theta == 1e6  # type: ignore[attr-defined]

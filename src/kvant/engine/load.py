@@ -198,6 +198,7 @@ class _Loader:
             values = np.ascontiguousarray(self._checkpoint.weights[ref.name].read_f32())
             rows = values.view(np.uint8).reshape(len(values), -1)
             panels = _core.Weight.of_array(get("F32").storage.id, values.shape[1], rows)
+            self._made += panels.memory
             self._ids["exact", ref.name] = self._plan.add_weight(panels)
         return self._ids["exact", ref.name]
 

@@ -61,6 +61,7 @@ std::tuple<bool, int64_t> step(Plan& plan, Int1 tokens, Long2 entries, Int2 tabl
   }
   require(next == r.count, "entries cover the tokens");
   plan.check_blocks(r.entries);
+  plan.check_positions(r.entries);
   if (first_layer < 0) plan.check_tokens(r.tokens, r.count);
   int64_t last = -1;
   for (size_t i = 0; i < rows.shape(0); ++i) {
@@ -127,17 +128,23 @@ std::shared_ptr<Weight> weight_of_array(int type, size_t columns, Bytes2 data, i
 
 using OutputTuple = std::tuple<int, int, int, bool>;
 
-Op linear_op(int layer, int src, int src2, int before, int vector, float eps,
-             const std::vector<OutputTuple>& outputs) {
-  require(before >= 0 && before <= 2 && !outputs.empty() && outputs.size() <= 8, "linear");
+Op map_op(Op::Kind kind, int layer, int what, int src, int src2, int vector, int vector2,
+          float number) {
+  require(what >= 0 && what < kMaps, "map");
   Op op{};
-  op.kind = Op::Kind::Linear;
+  op.kind = kind;
   op.layer = layer;
+  op.map = Map(what);
   op.src = src;
   op.src2 = src2;
-  op.before = Before(before);
   op.vector = vector;
-  op.eps = eps;
+  op.vector2 = vector2;
+  op.number = number;
+  return op;
+}
+
+Op linear_op(Op op, const std::vector<OutputTuple>& outputs) {
+  require(!outputs.empty() && outputs.size() <= 8, "linear");
   for (const auto& [weight, bias, dst, add] : outputs) op.outputs.push_back({weight, bias, dst, add});
   return op;
 }
@@ -199,6 +206,7 @@ void bind_engine(nb::module_& m) {
       .def("add_table", &Plan::add_table)
       .def("add_frequencies", &Plan::add_frequencies)
       .def("add_buffer", &Plan::add_buffer)
+      .def("add_view", &Plan::add_view)
       .def("add_state", [](Plan& p, int kv_heads, int head_dim, int type) {
         require(kv_heads > 0 && head_dim > 0 && (type == 0 || type == 1), "state");
         return p.add_state({kv_heads, head_dim, KvType(type)});
@@ -208,10 +216,16 @@ void bind_engine(nb::module_& m) {
         op.table = table;
         return p.add(op);
       })
-      .def("norm", [](Plan& p, int layer, int src, int dst, int vector, float eps, int64_t groups) {
-        Op op = simple_op(Op::Kind::Norm, layer, src, -1, dst);
-        op.vector = vector;
-        op.eps = eps;
+      .def("positions", [](Plan& p, int table, int dst, int64_t fixed) {
+        Op op = simple_op(Op::Kind::Positions, -1, -1, -1, dst);
+        op.table = table;
+        op.fixed = fixed;
+        return p.add(op);
+      }, "table"_a, "dst"_a, "fixed"_a = -1)
+      .def("map", [](Plan& p, int layer, int what, int src, int src2, int dst, int vector,
+                     int vector2, float number, int64_t groups) {
+        Op op = map_op(Op::Kind::Map, layer, what, src, src2, vector, vector2, number);
+        op.dst = dst;
         op.groups = groups;
         return p.add(op);
       })
@@ -225,21 +239,22 @@ void bind_engine(nb::module_& m) {
       .def("add", [](Plan& p, int layer, int left, int right, int dst) {
         return p.add(simple_op(Op::Kind::Add, layer, left, right, dst));
       })
-      .def("swiglu", [](Plan& p, int layer, int gate, int up, int dst) {
-        return p.add(simple_op(Op::Kind::SwiGlu, layer, gate, up, dst));
-      })
-      .def("linear", [](Plan& p, int layer, int src, int src2, int before, int vector, float eps,
-                        const std::vector<OutputTuple>& outputs) {
+      .def("linear", [](Plan& p, int layer, int before, int src, int src2, int vector, int vector2,
+                        float number, const std::vector<OutputTuple>& outputs) {
         for (const OutputTuple& o : outputs) require(std::get<2>(o) >= 0, "linear: output");
-        return p.add(linear_op(layer, src, src2, before, vector, eps, outputs));
+        const Op op = map_op(Op::Kind::Linear, layer, before, src, src2, vector, vector2, number);
+        return p.add(linear_op(op, outputs));
       })
-      .def("head", [](Plan& p, int src, int weight, int bias) {
-        p.set_head(linear_op(0, src, -1, 0, -1, 0, {OutputTuple{weight, bias, -1, false}}));
+      .def("head", [](Plan& p, int src, int weight, int bias, float factor, float cap) {
+        Op op = map_op(Op::Kind::Linear, 0, 0, src, -1, -1, -1, 0);
+        op.factor = factor;
+        op.cap = cap;
+        p.set_head(linear_op(op, {OutputTuple{weight, bias, -1, false}}));
       })
       .def("attention",
            [](Plan& p, int layer, int q, int k, int v, int dst, int state, int64_t heads,
               float scale, int64_t window, float softcap, int q_norm, float q_eps, int k_norm,
-              float k_eps, int q_rope, int k_rope) {
+              float k_eps, int q_rope, int k_rope, bool causal) {
              Op op = simple_op(Op::Kind::Attention, layer, q, k, dst);
              op.value = v;
              op.state = state;
@@ -253,6 +268,7 @@ void bind_engine(nb::module_& m) {
              op.k_eps = k_eps;
              op.q_rope = q_rope;
              op.k_rope = k_rope;
+             op.causal = causal;
              return p.add(op);
            })
       .def("moe",

@@ -26,9 +26,15 @@ void Plan::choose(const Op& op, int64_t token) {
   for (int64_t i = 0; i < op.used; ++i) {
     int32_t best = -1;
     for (int32_t e = 0; e < int32_t(experts); ++e) {
-      if (std::find(chosen, chosen + i, e) != chosen + i) continue;
+      // Those that come after the last one chosen, by score and then by place.
+      if (i && !(scores[e] < scores[chosen[i - 1]] ||
+                 (scores[e] == scores[chosen[i - 1]] && e > chosen[i - 1])))
+        continue;
       if (best < 0 || scores[e] > scores[best]) best = e;
     }
+    // Scores that are no numbers have no order; any other expert will do, for the shares tell.
+    if (best < 0)
+      for (best = 0; std::find(chosen, chosen + i, best) != chosen + i;) ++best;
     chosen[i] = best;
     share[i] = std::exp(scores[best] - most);  // not finite where the scores are not
     if (op.normalise) total += share[i];

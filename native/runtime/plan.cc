@@ -42,14 +42,22 @@ int Plan::add_table(std::shared_ptr<FileRows> rows) {
   return int(tables_.size()) - 1;
 }
 
-int Plan::add_frequencies(std::vector<double> f) {
-  turns_.push_back({std::move(f), {}, {}});
+int Plan::add_frequencies(std::vector<double> f, double magnitude) {
+  turns_.push_back({std::move(f), magnitude, {}, {}});
   return int(turns_.size()) - 1;
 }
 
 int Plan::add_buffer(int64_t width) {
   if (width < 1) throw std::invalid_argument("a buffer has a width");
-  buffers_.push_back({width, padded(width), nullptr});
+  buffers_.push_back({width, padded(width)});
+  return int(buffers_.size()) - 1;
+}
+
+int Plan::add_view(int buffer, int64_t start, int64_t width) {
+  const Buffer b = buffers_.at(size_t(buffer));
+  if (b.parent >= 0 || width < 1 || start < 0 || start + width > b.width)
+    throw std::invalid_argument("a view lies within a buffer");
+  buffers_.push_back({width, b.stride, nullptr, buffer, start});
   return int(buffers_.size()) - 1;
 }
 
@@ -71,20 +79,37 @@ int Plan::add(Op op) {
   const auto width = [&](int id) { return buffers_[size_t(id)].width; };
   const auto turn = [&](int id, int64_t head_dim) {
     if (id >= int(turns_.size()) ||
-        (id >= 0 && int64_t(turns_[size_t(id)].frequencies.size()) * 2 != head_dim))
+        (id >= 0 && int64_t(turns_[size_t(id)].frequencies.size()) * 2 > head_dim))
       throw std::invalid_argument("an operation names frequencies that do not fit it");
+  };
+  const auto map = [&]() {
+    const int64_t n = width(op.src);
+    switch (op.map) {
+      case Map::RmsNorm:
+        if (op.groups < 1 || n % op.groups) throw std::invalid_argument("norm: groups");
+        vector(op.vector, n / op.groups);
+        break;
+      case Map::LayerNorm:
+        vector(op.vector, n);
+        if (op.vector2 >= 0) vector(op.vector2, n);
+        break;
+      case Map::SwiGlu:
+      case Map::GeGlu: buffer(op.src2, n); break;
+      default: break;
+    }
   };
   switch (op.kind) {
     case Op::Kind::Embed:
+    case Op::Kind::Positions:
       if (op.table < 0 || op.table >= int(tables_.size()))
         throw std::invalid_argument("no such table");
       buffer(op.dst, tables_[size_t(op.table)]->columns());
+      if (op.fixed >= tables_[size_t(op.table)]->rows()) throw std::invalid_argument("no such row");
       break;
-    case Op::Kind::Norm:
+    case Op::Kind::Map:
       buffer(op.src, 0);
       buffer(op.dst, width(op.src));
-      if (op.groups < 1 || width(op.src) % op.groups) throw std::invalid_argument("norm: groups");
-      vector(op.vector, width(op.src) / op.groups);
+      map();
       break;
     case Op::Kind::Rope:
       buffer(op.src, op.heads * op.head_dim);
@@ -92,7 +117,6 @@ int Plan::add(Op op) {
       if (op.table < 0) throw std::invalid_argument("rope: frequencies");
       break;
     case Op::Kind::Add:
-    case Op::Kind::SwiGlu:
       buffer(op.src, 0);
       buffer(op.src2, width(op.src));
       buffer(op.dst, width(op.src));
@@ -100,14 +124,15 @@ int Plan::add(Op op) {
     case Op::Kind::Linear: {
       buffer(op.src, 0);
       op.columns = width(op.src);
-      if (op.before == Before::RmsNorm) vector(op.vector, op.columns);
-      if (op.before == Before::SwiGlu) buffer(op.src2, op.columns);
+      map();
       for (const Output& o : op.outputs) {
         if (o.weight < 0 || o.weight >= int(weights_.size()))
           throw std::invalid_argument("no such weight");
         const Weight& w = *weights_[size_t(o.weight)];
         if (w.columns() != op.columns) throw std::invalid_argument("a weight's row length");
         if (o.dst >= 0) buffer(o.dst, w.rows());
+        if (o.dst >= 0 && buffers_[size_t(o.dst)].parent >= 0)
+          throw std::invalid_argument("a product's result goes to a buffer of its own");
         if (o.bias >= 0) vector(o.bias, w.rows());
       }
       break;
@@ -195,10 +220,14 @@ void Plan::finish(int64_t kv_blocks, int stream, int result, int layers) {
   layers_ = layers;
   if (!arena_) {
     int64_t floats = 0;
-    for (const Buffer& b : buffers_) floats += b.stride * most_tokens_;
+    for (const Buffer& b : buffers_) floats += b.parent < 0 ? b.stride * most_tokens_ : 0;
     arena_ = std::make_unique<Pages>(floats * 4);
     float* at = reinterpret_cast<float*>(arena_->data());
     for (Buffer& b : buffers_) {
+      if (b.parent >= 0) {
+        b.data = buffers_[size_t(b.parent)].data + b.start;
+        continue;
+      }
       b.data = at;
       at += b.stride * most_tokens_;
     }
@@ -233,7 +262,6 @@ void Plan::finish(int64_t kv_blocks, int stream, int result, int layers) {
       panel = std::max(panel, w.scratch_bytes());
     }
     columns = std::max(columns, op.columns);
-    if (op.kind == Op::Kind::Norm || op.kind == Op::Kind::SwiGlu) columns = std::max(columns, buffers_[size_t(op.src)].width);
     if (op.kind == Op::Kind::Attention) {
       const KvShape& s = states_[size_t(op.state)].shape;
       const int group = int(op.heads / s.kv_heads);
@@ -310,9 +338,18 @@ void Plan::check_blocks(const std::vector<Entry>& entries) const {
 
 void Plan::check_tokens(const int32_t* tokens, int64_t n) const {
   int64_t rows = INT64_MAX;
-  for (const auto& t : tables_) rows = std::min(rows, t->rows());
+  for (const Op& op : ops_)
+    if (op.kind == Op::Kind::Embed) rows = std::min(rows, tables_[size_t(op.table)]->rows());
   for (int64_t i = 0; i < n; ++i)
     if (tokens[i] < 0 || tokens[i] >= rows) throw std::invalid_argument("a token there is not");
+}
+
+void Plan::check_positions(const std::vector<Entry>& entries) const {
+  for (const Op& op : ops_)
+    if (op.kind == Op::Kind::Positions && op.fixed < 0)
+      for (const Entry& e : entries)
+        if (e.first + e.count > tables_[size_t(op.table)]->rows())
+          throw std::invalid_argument("a position there is not");
 }
 
 }  // namespace kvant

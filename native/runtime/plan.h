@@ -27,8 +27,19 @@ inline constexpr int64_t kDirect = 4 * kTile;
 
 inline int64_t cache_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// What is done to a linear's input before it is rounded into tiles.
-enum class Before : int { Nothing = 0, RmsNorm = 1, SwiGlu = 2 };
+// What is done to a row by itself: as an operation of its own, or to a linear's input before it is
+// rounded into tiles. Names and numbers as in kvant/engine/plan.py.
+enum class Map : int {
+  Nothing = 0,
+  RmsNorm = 1,    // vector: gains; number: eps; groups
+  LayerNorm = 2,  // vector: gains; vector2: what is added, or -1; number: eps
+  SwiGlu = 3,     // src2: what is gated
+  GeGlu = 4,
+  GeluTanh = 5,
+  GeluErf = 6,
+  Scale = 7,      // number: the factor
+};
+inline constexpr int kMaps = 8;
 
 struct Output {
   int weight;
@@ -38,27 +49,30 @@ struct Output {
 };
 
 struct Op {
-  enum class Kind { Embed, Norm, Rope, Add, SwiGlu, Linear, Attention, Moe };
+  enum class Kind { Embed, Positions, Map, Rope, Add, Linear, Attention, Moe };
   Kind kind;
   int layer = -1;  // -1: before the layers; the number of layers: after them
   int src = -1, src2 = -1, dst = -1;
-  // Norm, and Linear after a norm.
-  int vector = -1;
-  float eps = 0;
+  // Map, and Linear after one.
+  Map map = Map::Nothing;
+  int vector = -1, vector2 = -1;
+  float number = 0;
   int64_t groups = 1;
   // Rope.
   int table = -1;
+  int64_t fixed = -1;  // Positions: not the token's, but always this row
   int64_t heads = 0, head_dim = 0;
   // Linear.
-  Before before = Before::Nothing;
   int64_t columns = 0;
   std::vector<Output> outputs;
+  float factor = 1, cap = 0;  // the head's: logits are multiplied, then bounded (0: not)
   // Attention: src, src2, value are q, k, v; heads and keys may be normalised and turned first.
   int value = -1, state = -1;
   int q_norm = -1, k_norm = -1, q_rope = -1, k_rope = -1;
   float q_eps = 0, k_eps = 0;
   float scale = 0, softcap = 0;
   int64_t window = 0;
+  bool causal = true;
   // Moe: src is what the experts read, src2 the router's scores, dst gets the sum (or it is added).
   int gate = -1, up = -1, down = -1;  // stacks of matrices
   int64_t used = 0;
@@ -91,8 +105,10 @@ class Plan {
   int add_vector(std::vector<float> v);
   void set_vector(int id, std::vector<float> v);
   int add_table(std::shared_ptr<FileRows> rows);
-  int add_frequencies(std::vector<double> f);  // radians a position
+  int add_frequencies(std::vector<double> f, double magnitude);  // radians a position
   int add_buffer(int64_t width);
+  // Some columns of a buffer as one of their own, to be read, or changed in place.
+  int add_view(int buffer, int64_t start, int64_t width);
   int add_state(KvShape shape);
   int add(Op op);  // its index
   void set_head(Op op);  // a Linear whose one output goes to the caller
@@ -142,6 +158,7 @@ class Plan {
   // Throw std::invalid_argument where a batch names blocks or tokens there are not.
   void check_blocks(const std::vector<Entry>& entries) const;
   void check_tokens(const int32_t* tokens, int64_t n) const;
+  void check_positions(const std::vector<Entry>& entries) const;
   int stream() const { return stream_; }
   int result() const { return result_; }
 
@@ -149,6 +166,8 @@ class Plan {
   struct Buffer {
     int64_t width, stride;
     float* data = nullptr;
+    int parent = -1;  // a view's
+    int64_t start = 0;
   };
   struct Thread {
     std::unique_ptr<Pages> pages;
@@ -185,6 +204,8 @@ class Plan {
   void prepare_experts(const Op& op, int index, Run& run, int thread, bool inner);
   void multiply_experts(const Op& op, Run& run, int thread, bool inner);
   void positions(Run& run, int thread);
+  void map(const Op& op, int64_t t, float* y);
+  void finish_logits(float* logits, int64_t rows, int thread) const;
   float* row(int buffer, int64_t t) {
     const Buffer& b = buffers_[size_t(buffer)];
     return b.data + t * b.stride;
@@ -199,6 +220,7 @@ class Plan {
   std::vector<std::shared_ptr<FileRows>> tables_;
   struct Turns {
     std::vector<double> frequencies;
+    double magnitude;
     std::vector<float> cos, sin;  // [tokens][pairs]
   };
   std::vector<Turns> turns_;

@@ -20,10 +20,29 @@ void Plan::positions(Run& run, int thread) {
       const size_t n = turns.frequencies.size();
       for (size_t i = 0; i < n; ++i) {
         const double angle = double(run.positions[size_t(t)]) * turns.frequencies[i];
-        turns.cos[size_t(t) * n + i] = float(std::cos(angle));
-        turns.sin[size_t(t) * n + i] = float(std::sin(angle));
+        turns.cos[size_t(t) * n + i] = float(std::cos(angle) * turns.magnitude);
+        turns.sin[size_t(t) * n + i] = float(std::sin(angle) * turns.magnitude);
       }
     }
+}
+
+// Row `t` of an operation's source, mapped to `y`, which may be the row itself.
+void Plan::map(const Op& op, int64_t t, float* y) {
+  const RowKernels& k = *isa_.rows;
+  const int64_t n = buffers_[size_t(op.src)].width;
+  const float* x = row(op.src, t);
+  const float* v = op.vector < 0 ? nullptr : vectors_[size_t(op.vector)].data();
+  const float* v2 = op.vector2 < 0 ? nullptr : vectors_[size_t(op.vector2)].data();
+  switch (op.map) {
+    case Map::Nothing: break;
+    case Map::RmsNorm: k.rms_norm(x, v, y, n, op.groups, op.number); break;
+    case Map::LayerNorm: k.layer_norm(x, v, v2, y, n, op.number); break;
+    case Map::SwiGlu: k.swiglu(x, row(op.src2, t), y, n); break;
+    case Map::GeGlu: k.geglu(x, row(op.src2, t), y, n); break;
+    case Map::GeluTanh: k.gelu_tanh(x, y, n); break;
+    case Map::GeluErf: k.gelu_erf(x, y, n); break;
+    case Map::Scale: k.scale(x, op.number, y, n); break;
+  }
 }
 
 void Plan::prepare(const Op& op, int index, Run& run, int thread, int64_t tokens) {
@@ -41,12 +60,9 @@ void Plan::prepare(const Op& op, int index, Run& run, int thread, int64_t tokens
     const float* rows[kTile];
     for (int i = 0; i < n; ++i) {
       const int64_t t = tile * kTile + i;
-      const float* x = row(op.src, t);
-      float* y = own.rows + i * row_stride;
-      if (op.before == Before::RmsNorm)
-        isa_.rows->rms_norm(x, vectors_[size_t(op.vector)].data(), y, op.columns, 1, op.eps);
-      if (op.before == Before::SwiGlu) isa_.rows->swiglu(x, row(op.src2, t), y, op.columns);
-      rows[i] = op.before == Before::Nothing ? x : y;
+      float* y = op.map == Map::Nothing ? row(op.src, t) : own.rows + i * row_stride;
+      map(op, t, y);
+      rows[i] = y;
       if (capture) std::memcpy(capture + t * op.columns, rows[i], size_t(op.columns) * 4);
     }
     for (int a = 0; a < kActs; ++a)
@@ -143,6 +159,16 @@ void Plan::product(const Product& x, int64_t begin, int64_t end, Run& run, int t
   }
 }
 
+// What comes after the head: every thread takes its share of the rows.
+void Plan::finish_logits(float* logits, int64_t rows, int thread) const {
+  const int64_t n = vocabulary();
+  for (int64_t j = thread; j < rows; j += pool_.size()) {
+    float* x = logits + j * n;
+    if (head_.factor != 1) isa_.rows->scale(x, head_.factor, x, n);
+    if (head_.cap > 0) isa_.rows->soft_cap(x, head_.cap, x, n);
+  }
+}
+
 void Plan::linear(const Op& op, int index, Run& run, int thread, float* out, int64_t out_stride) {
   const int64_t tokens = run.tokens;
   prepare(op, index, run, thread, tokens);
@@ -172,7 +198,7 @@ void Plan::attention(const Op& op, Run& run, int thread) {
     const Turns& turns = turns_[size_t(id)];
     const size_t n = turns.frequencies.size();
     isa_.rows->rope(x, turns.cos.data() + size_t(t) * n, turns.sin.data() + size_t(t) * n, heads,
-                    s.head_dim);
+                    s.head_dim, int64_t(2 * n));
   };
   for (int64_t piece = writes.take(1);; piece = writes.take(1)) {
     while (at < entries.size() && piece - base >= pieces(entries[at])) base += pieces(entries[at++]);
@@ -224,7 +250,8 @@ void Plan::attention(const Op& op, Run& run, int thread) {
                       group,
                       op.scale,
                       op.window,
-                      op.softcap};
+                      op.softcap,
+                      op.causal ? 0 : e.first + e.count};
     isa_.rows->attend(a, row(op.dst, t) + offset, out.stride, threads_[size_t(thread)].attention);
   }
   pool_.barrier();
@@ -246,18 +273,22 @@ void Plan::operate(const Op& op, int index, Run& run, int thread) {
       });
       break;
     }
-    case Op::Kind::Norm:
+    case Op::Kind::Positions: {
+      const FileRows& table = *tables_[size_t(op.table)];
+      std::vector<uint8_t> raw(size_t(table.row_bytes()));
       each([&](int64_t t) {
-        isa_.rows->rms_norm(row(op.src, t), vectors_[size_t(op.vector)].data(), row(op.dst, t),
-                            buffers_[size_t(op.src)].width, op.groups, op.eps);
+        const int64_t position = op.fixed < 0 ? run.positions[size_t(t)] : op.fixed;
+        if (!table.decode(position, raw.data(), row(op.dst, t))) run.failed = true;
       });
       break;
+    }
+    case Op::Kind::Map: each([&](int64_t t) { map(op, t, row(op.dst, t)); }); break;
     case Op::Kind::Rope:
       each([&](int64_t t) {
         const Turns& turns = turns_[size_t(op.table)];
         const size_t n = turns.frequencies.size();
         isa_.rows->rope(row(op.src, t), turns.cos.data() + size_t(t) * n,
-                        turns.sin.data() + size_t(t) * n, op.heads, op.head_dim);
+                        turns.sin.data() + size_t(t) * n, op.heads, op.head_dim, int64_t(2 * n));
       });
       break;
     case Op::Kind::Add:
@@ -266,12 +297,6 @@ void Plan::operate(const Op& op, int index, Run& run, int thread) {
         if (op.dst != op.src)
           std::memcpy(row(op.dst, t), row(op.src, t), size_t(width) * 4);
         isa_.rows->add(row(op.dst, t), row(op.src2, t), width);
-      });
-      break;
-    case Op::Kind::SwiGlu:
-      each([&](int64_t t) {
-        isa_.rows->swiglu(row(op.src, t), row(op.src2, t), row(op.dst, t),
-                          buffers_[size_t(op.src)].width);
       });
       break;
     case Op::Kind::Linear: linear(op, index, run, thread, nullptr, 0); break;
@@ -314,8 +339,10 @@ StepResult Plan::run(const Request& r) {
     }
     pool_.barrier();
     for (; i < ops_.size(); ++i) operate(ops_[i], int(i), run, thread);
-    if (r.logits && has_head_)
+    if (r.logits && has_head_) {
       linear(head_, int(ops_.size()), run, thread, r.logits, vocabulary());
+      finish_logits(r.logits, run.tokens, thread);
+    }
   });
   if (r.stream_out)
     for (int64_t t = 0; t < r.count; ++t)
@@ -349,6 +376,7 @@ StepResult Plan::head(const float* hidden, int64_t n, float* logits) {
     float* out = logits + done * vocabulary();
     pool_.run([&](int thread) {
       linear(head_, int(ops_.size()), run, thread, out, vocabulary());
+      finish_logits(out, count, thread);
     });
     if (run.failed) result.read_failed = true;
     for (int64_t j = 0; j < count && result.bad_row < 0; ++j)

@@ -14,6 +14,7 @@ from kvant.checkpoint.names import hf_parts
 from kvant.files.gguf import TensorSpec, Value, header_bytes, padded
 from kvant.files.safetensors import write_safetensors
 from kvant.packing import get, quantize
+from oracles.models import as_stored
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -60,7 +61,96 @@ MIXTRAL = {
     "model_type": "mixtral",
     "num_local_experts": 4,
 }
+GPT2 = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "n_embd": 32,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 128,
+    "layer_norm_epsilon": 1e-5,
+    "vocab_size": 48,
+}
+MISTRAL = {
+    **LLAMA,
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "sliding_window": 20,
+}
+GEMMA2 = {
+    **LLAMA,
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "hidden_act": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 20,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+GEMMA3 = {
+    **GEMMA2,
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "sliding_window_pattern": 2,
+}
+PHI3 = {**LLAMA, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
+BERT = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "type_vocab_size": 2,
+    "vocab_size": 48,
+}
+OLMOE = {
+    **LLAMA,
+    "architectures": ["OlmoeForCausalLM"],
+    "model_type": "olmoe",
+    "num_key_value_heads": 4,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+}
 CONFIGS = {
+    "olmoe": OLMOE,
+    "bert": BERT,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "gpt2": GPT2,
+    "granite": {
+        **LLAMA,
+        "architectures": ["GraniteForCausalLM"],
+        "model_type": "granite",
+        "attention_multiplier": 0.25,
+        "embedding_multiplier": 12.0,
+        "logits_scaling": 8.0,
+        "residual_multiplier": 0.22,
+    },
+    "mistral": MISTRAL,
+    "olmo2": {**LLAMA, "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"},
+    "phi3": PHI3,
+    "smollm3": {
+        **LLAMA,
+        "architectures": ["SmolLM3ForCausalLM"],
+        "model_type": "smollm3",
+        "num_hidden_layers": 4,
+    },
+    "starcoder2": {
+        **{k: v for k, v in LLAMA.items() if k != "rms_norm_eps"},
+        "architectures": ["Starcoder2ForCausalLM"],
+        "model_type": "starcoder2",
+        "hidden_act": "gelu_pytorch_tanh",
+        "norm_epsilon": 1e-5,
+        "sliding_window": 20,
+    },
     "llama": LLAMA,
     "mixtral": MIXTRAL,
     "qwen2": QWEN2,
@@ -79,7 +169,8 @@ def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
         values = rng.normal(0, 0.15, ref.shape)
         if ref.role.endswith("_norm"):
             values += 1
-        parts = values.astype(np.float32) if len(ref.shape) == 3 else [values.astype(np.float32)]
+        values = as_stored(ref, arch.name, values.astype(np.float32))
+        parts = values if len(ref.shape) == 3 else [values]
         weights.update(zip(hf_parts(ref, arch.name), parts, strict=True))
     return weights
 

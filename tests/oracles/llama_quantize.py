@@ -66,7 +66,8 @@ class Facts:
 def expected_type(file_type: str, name: str, shape: tuple[int, ...], facts: Facts) -> str:
     """The type of a tensor of row-major ``shape`` whose source is F32 in vectors."""
     default = FILE_TYPES[file_type][1]
-    if len(shape) < 2 or "ffn_gate_inp.weight" in name:
+    kept = ("position_embd.weight", "token_types.weight")
+    if len(shape) < 2 or "ffn_gate_inp.weight" in name or name in kept:
         return "F32"
     if _BLOCK[default] == 1:
         return default
@@ -102,7 +103,7 @@ def _standard(file_type: str, default: str, name: str, row: int, facts: Facts) -
     if facts.experts == 8 and "attn_output.weight" in name:
         lifted = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M")
         return "Q5_K" if file_type in lifted else default
-    if "attn_v.weight" in name:
+    if "attn_v.weight" in name or "attn_qkv.weight" in name:
         kind = _attn_v(file_type, default, i, facts)
         return "Q5_K" if facts.is_70b and kind in ("Q3_K", "Q4_K") else kind
     if "attn_output.weight" in name:

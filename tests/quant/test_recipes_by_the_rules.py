@@ -16,7 +16,24 @@ from kvant.graph.ir import WeightRef
 from kvant.packing.types import BY_NAME
 from kvant.quant.presets import PRESETS
 from oracles.llama_quantize import FILE_TYPES, Facts, expected_type, find_tool, tool_types
-from oracles.models import LLAMA, MIXTRAL, QWEN2, QWEN3, QWEN3MOE
+from oracles.models import (
+    BERT,
+    GEMMA2,
+    GEMMA3,
+    GPT2,
+    GRANITE,
+    LLAMA,
+    MISTRAL,
+    MIXTRAL,
+    OLMO2,
+    OLMOE,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    QWEN3MOE,
+    SMOLLM3,
+    STARCODER2,
+)
 
 TINY = {"hidden_size": 256, "intermediate_size": 256, "vocab_size": 256}
 
@@ -45,6 +62,17 @@ MODELS: dict[str, dict[str, Any]] = {
     "rows-80-tied": _model(QWEN2, 3, 5, 1, hidden_size=80, head_dim=16, tie_word_embeddings=True),
     "ffn-288": _model(QWEN3, 9, 4, 1, intermediate_size=288),
     "ffn-250": _model(QWEN3, 9, 4, 1, intermediate_size=250),
+    "bert-6-layers": {**BERT, "num_hidden_layers": 6, "hidden_size": 256, "vocab_size": 384},
+    "gpt2-12-layers": {**GPT2, "n_layer": 12, "n_head": 8, "vocab_size": 256},
+    "phi3-32-layers": _model(PHI3, 32, 8, 8),
+    "phi3-8-layers-gqa4": _model(PHI3, 8, 8, 2),
+    "gemma2-9-layers": _model(GEMMA2, 9, 8, 4, query_pre_attn_scalar=32),
+    "gemma3-8-layers-gqa4": _model(GEMMA3, 8, 8, 2, query_pre_attn_scalar=32),
+    "granite-8-layers-tied": _model(GRANITE, 8, 8, 2, tie_word_embeddings=True),
+    "olmo2-16-layers": _model(OLMO2, 16, 8, 8),
+    "smollm3-12-layers": _model(SMOLLM3, 12, 8, 2),
+    "starcoder2-10-layers": _model(STARCODER2, 10, 8, 2),
+    "mistral-32-layers": _model(MISTRAL, 32, 8, 2),
     "8-experts": _model(MIXTRAL, 8, 8, 2, num_local_experts=8),
     "8-experts-80-layers": _model(MIXTRAL, 80, 8, 1, num_local_experts=8),
     "4-experts": _model(MIXTRAL, 9, 8, 2, num_local_experts=4),
@@ -52,12 +80,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3moe-8-experts-ffn-288": _model(
         QWEN3MOE, 9, 8, 2, num_experts=8, moe_intermediate_size=288
     ),
+    "olmoe-8-experts": {**OLMOE, **TINY, "num_hidden_layers": 8},
+    "bert-rows-96": {**BERT, **TINY, "hidden_size": 96, "intermediate_size": 288},
 }
 
 
 def _is_half(ref: WeightRef) -> bool:
-    """As converters write it: norms, biases and routers stay in single precision."""
-    return len(ref.shape) > 1 and ref.role != "ffn_gate_inp"
+    """As converters write it: norms, biases, routers and positions stay in single precision."""
+    kept = ("ffn_gate_inp", "position_embd", "token_types")
+    return len(ref.shape) > 1 and ref.role not in kept
 
 
 def _header_only(path: Path, config: dict[str, Any]) -> Checkpoint:
@@ -80,11 +111,12 @@ def _header_only(path: Path, config: dict[str, Any]) -> Checkpoint:
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Checkpoint, Facts]:
     config = MODELS[request.param]
     checkpoint = _header_only(tmp_path / "model.gguf", config)
-    gqa = config["num_attention_heads"] // config["num_key_value_heads"]
-    tied = bool(config["tie_word_embeddings"])
+    shape = checkpoint.config
+    gqa = shape.num_attention_heads // shape.num_key_value_heads
+    tied = bool(config.get("tie_word_embeddings", True))
     experts = config.get("num_experts") or config.get("num_local_experts") or 0
     arch = checkpoint.architecture.gguf_name
-    return checkpoint, Facts(arch, config["num_hidden_layers"], gqa, tied, experts)
+    return checkpoint, Facts(arch, checkpoint.config.num_hidden_layers, gqa, tied, experts)
 
 
 def _ours(checkpoint: Checkpoint, name: str) -> dict[str, str]:

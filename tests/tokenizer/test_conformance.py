@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kvant.files.gguf import read_gguf
+from kvant.files.gguf import GgufFile, read_gguf, string
 from kvant.tokenizer import build, from_metadata, to_metadata
 
 SEPARATOR = "\n__ggml_vocab_test__\n"
 NAMES = ("gpt-2", "llama-bpe", "qwen2", "llama-spm", "phi-3")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "bert-bge"])
 def test_all_ids_are_llama_cpps(shared_data: Path, name: str) -> None:
     path = shared_data / "tokenizers" / f"ggml-vocab-{name}.gguf"
     with path.with_name(path.name + ".inp").open(encoding="utf-8", newline="") as file:
@@ -47,9 +48,8 @@ def test_the_tiny_foreign_file(shared_data: Path) -> None:
     assert tokenizer.encode("Hello world") == [1, 15043, 3186]
 
 
-def test_a_kind_that_is_not_read(shared_data: Path) -> None:
+def test_a_kind_that_is_not_read(gguf_of: Callable[..., GgufFile]) -> None:
     from kvant.errors import UnsupportedError
 
-    file = read_gguf(shared_data / "tokenizers" / "ggml-vocab-bert-bge.gguf")
-    with pytest.raises(UnsupportedError, match="kind 'bert'"):
-        from_metadata(file)
+    with pytest.raises(UnsupportedError, match="kind 't5'"):
+        from_metadata(gguf_of({"tokenizer.ggml.model": string("t5")}))

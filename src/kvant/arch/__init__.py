@@ -2,7 +2,7 @@
 
 A file ``x.py`` here is the architecture ``x``. It defines
 
-- ``Config``, a ``DecoderConfig`` with the fields it reads;
+- ``Config``, a ``ModelConfig`` with the fields it reads;
 - ``trace(config) -> Graph``, the computation;
 - ``HF_CLASSES``, the class names of transformers it computes;
 - ``GGUF_ROWS``, in which order GGUF files have the rows of rotated heads: ``"half"`` as in
@@ -28,17 +28,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from kvant.arch._config import DecoderConfig
-from kvant.arch._rope import ROPE_FACTORS, Rope
+from kvant.arch._config import ModelConfig
+from kvant.arch._rope import Rope
 from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.gguf import GgufFile, Value, string
 from kvant.files.source import quote
 from kvant.graph.ops import Graph
 
 __all__ = [
-    "ROPE_FACTORS",
     "Architecture",
-    "DecoderConfig",
+    "ModelConfig",
     "Rope",
     "RowOrder",
     "architecture",
@@ -55,7 +54,7 @@ class Architecture:
     """One architecture file, as an object."""
 
     name: str
-    config: type[DecoderConfig]
+    config: type[ModelConfig]
     trace: Callable[[Any], Graph]
     hf_classes: tuple[str, ...]
     gguf_rows: RowOrder
@@ -63,7 +62,7 @@ class Architecture:
     gguf_name: str
     claims: Callable[[GgufFile], bool] | None = None
 
-    def from_hf(self, values: Mapping[str, object], where: str) -> tuple[DecoderConfig, list[str]]:
+    def from_hf(self, values: Mapping[str, object], where: str) -> tuple[ModelConfig, list[str]]:
         """The config in a config.json's object, and the keys of it that were ignored.
 
         Raises:
@@ -72,18 +71,17 @@ class Architecture:
         """
         return self.config.from_hf(values, where)
 
-    def from_gguf(self, file: GgufFile) -> tuple[DecoderConfig, list[str]]:
+    def from_gguf(self, file: GgufFile) -> tuple[ModelConfig, list[str]]:
         """The config in a GGUF file, and the keys ignored; raises as ``from_hf``."""
         return self.config.from_gguf(file, self.gguf_name)
 
-    def to_gguf(self, config: DecoderConfig) -> dict[str, Value]:
+    def to_gguf(self, config: ModelConfig) -> dict[str, Value]:
         """The GGUF metadata that says architecture and config."""
         return {"general.architecture": string(self.gguf_name), **config.to_gguf(self.gguf_name)}
 
-    def extra_tensors(self, config: DecoderConfig) -> dict[str, npt.NDArray[np.float32]]:
-        """Tensors a GGUF file has besides the weights: the divisors of rope frequencies."""
-        factors = config.rope.factors
-        return {ROPE_FACTORS: np.array(factors, np.float32)} if factors else {}
+    def extra_tensors(self, config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
+        """Tensors a GGUF file has besides the weights, such as divisors of rope frequencies."""
+        return config.tensors()
 
 
 def architecture_names() -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from kvant.arch import llama
 from kvant.arch._experts import ExpertFields
+from kvant.arch._rope import Rope, rope_field
 from kvant.files.gguf import GgufFile
 from kvant.graph.ops import Graph
 
@@ -28,9 +29,15 @@ def claims(file: GgufFile) -> bool:
 class Config(ExpertFields, llama.Config):
     """Llama's config with experts; ``intermediate_size`` is the width of one. No window."""
 
-    FIXED: ClassVar = {**llama.Config.FIXED, "sliding_window": (None,)}
+    FIXED: ClassVar = {
+        **llama.Config.FIXED,
+        **dict.fromkeys(("attention_bias", "mlp_bias"), (False, None)),
+        "sliding_window": (None,),
+    }
     UNUSED: ClassVar = frozenset({"router_jitter_noise"})  # of training
     STATED: ClassVar = frozenset({"num_key_value_heads"})
+
+    rope: Rope = rope_field("linear", theta=1e6)  # noqa: RUF009 - a field, not a value
 
 
 def trace(c: Config) -> Graph:

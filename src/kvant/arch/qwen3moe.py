@@ -28,6 +28,7 @@ class Config(ExpertFields, qwen3.Config):
         "decoder_sparse_step": (1, None),
         "mlp_only_layers": ([], None),
     }
+    STATED: ClassVar = frozenset({"num_key_value_heads"})
 
     moe_intermediate_size: int = count(
         "moe_intermediate_size", "expert_feed_forward_length", most=2**22

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kvant.arch import Architecture, DecoderConfig, RowOrder
+from kvant.arch import Architecture, ModelConfig, RowOrder
 from kvant.checkpoint.info import ModelInfo
+from kvant.checkpoint.pooling import Pooling
 from kvant.checkpoint.weights import Rotary, Weight
 from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.gguf import GgufFile
@@ -46,7 +47,7 @@ class Checkpoint:
     path: Path
     format: Literal["hf", "gguf"]
     architecture: Architecture
-    config: DecoderConfig
+    config: ModelConfig
     graph: Graph
     weights: Mapping[str, Weight]
     info: ModelInfo
@@ -55,6 +56,8 @@ class Checkpoint:
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     gguf: GgufFile | None = field(default=None, repr=False)
+    pooling: Pooling | None = None
+    """How states become a text's vector, where the checkpoint says so."""
 
     @property
     def parameters(self) -> int:
@@ -80,7 +83,9 @@ class Checkpoint:
             from kvant.tokenizer.gguf_meta import from_metadata
 
             return from_metadata(self.gguf)
-        if not any((self.path / n).exists() for n in ("tokenizer.json", "tokenizer.model")):
+        from kvant.tokenizer.hf_files import TOKENIZER_FILES
+
+        if not any((self.path / name).exists() for name in TOKENIZER_FILES):
             return None
         from kvant.tokenizer.hf import from_folder
 
@@ -93,7 +98,9 @@ def count_storage(tensors: Iterable[StoredTensor]) -> dict[str, StorageCount]:
     for tensor in tensors:
         groups.setdefault(tensor.stored_as, []).append(tensor)
     counts = {
-        name: StorageCount(sum(map(_parts, group)), sum(t.elements for t in group), sum(t.nbytes for t in group))
+        name: StorageCount(
+            sum(map(_parts, group)), sum(t.elements for t in group), sum(t.nbytes for t in group)
+        )
         for name, group in groups.items()
     }
     return dict(sorted(counts.items(), key=lambda item: -item[1].nbytes))

@@ -9,8 +9,9 @@ import numpy as np
 from kvant.arch import find_hf
 from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
 from kvant.checkpoint.info import info_from_folder
-from kvant.checkpoint.experts import locate
-from kvant.checkpoint.names import HF_NAMES, is_buffer, is_computed
+from kvant.checkpoint.locate import locate
+from kvant.checkpoint.names import HF_NAMES, is_aside, is_buffer, is_computed
+from kvant.checkpoint.pooling import folder_pooling
 from kvant.checkpoint.quantised import dequantised
 from kvant.checkpoint.weights import Weight
 from kvant.errors import FileFormatError, InputError, UnsupportedError
@@ -20,7 +21,6 @@ from kvant.files.tensor import StoredTensor
 
 __all__ = ["open_folder"]
 
-_EMBEDDING = f"{HF_NAMES['token_embd']}.weight"
 _HEAD = f"{HF_NAMES['output']}.weight"
 #: Elements compared at a time.
 _CHUNK = 4_000_000
@@ -44,19 +44,24 @@ def open_folder(folder: Path) -> Checkpoint:
     graph = arch.trace(config)
     tensors, other = floats.tensors, {name: t.dtype for name, t in floats.other.items()}
     found = locate(graph, tensors, other, arch.name, str(folder))
-    stored = {**tensors, **found.stacks}
+    stored = {**tensors, **found.made}
     weights = match_weights(graph, stored, other, found.names, "half", str(folder))
 
     extra = [name for name in (*tensors, *other) if name not in found.used]
+    buffers = {name for name in extra if is_buffer(name)}
+    bare = [n for n in extra if found.bare and not is_aside(n, arch.name)]
+    left = bare or [n for n in extra if is_computed(n, arch.name)]
     notes = list(floats.notes)
     if config.tie_word_embeddings and _HEAD in tensors:
-        _check_tied(tensors[_EMBEDDING], tensors[_HEAD])
-        notes.append(f"{_HEAD} repeats {_EMBEDDING}, to which the config ties it; it is not used.")
-        check_unused([n for n in extra if is_computed(n) and n != _HEAD], str(folder))
-    else:
-        check_unused([n for n in extra if is_computed(n)], str(folder))
-    if buffers := [name for name in extra if is_buffer(name)]:
-        notes.append(f"{len(buffers)} stored rope frequencies follow from the config.")
+        embedding = tensors[found.names["token_embd.weight"]]
+        _check_tied(embedding, tensors[_HEAD])
+        left = [name for name in left if name != _HEAD]
+        notes.append(
+            f"{_HEAD} repeats {embedding.name}, to which the config ties it; it is not used."
+        )
+    check_unused([name for name in left if name not in buffers], str(folder))
+    if buffers:
+        notes.append(f"{len(buffers)} stored rope frequencies or masks follow from the config.")
     return Checkpoint(
         path=folder,
         format="hf",
@@ -69,6 +74,7 @@ def open_folder(folder: Path) -> Checkpoint:
         ignored=tuple(ignored),
         unused=tuple(sorted({*extra, *content.unlisted})),
         notes=tuple(notes),
+        pooling=folder_pooling(folder),
     )
 
 
@@ -101,7 +107,7 @@ def _instead(folder: Path) -> str:
 def _check_tied(embedding: StoredTensor, head: StoredTensor) -> None:
     """Make sure that ties are true: transformers 4 ignores a differing head, 5 uses it."""
     same = embedding.shape == head.shape
-    left, right = Weight(_EMBEDDING, embedding), Weight(_HEAD, head)
+    left, right = Weight(embedding.name, embedding), Weight(_HEAD, head)
     step = max(1, _CHUNK // max(1, embedding.row_length))
     with left.open() as a, right.open() as b:
         for start in range(0, embedding.rows if same else 0, step):
@@ -113,7 +119,7 @@ def _check_tied(embedding: StoredTensor, head: StoredTensor) -> None:
                 break
     if not same:
         raise UnsupportedError(
-            f"{head.path}: {_HEAD!r} should equal {_EMBEDDING!r}, to which 'tie_word_embeddings' "
-            "ties it, got other values. Set that to false in config.json if the output matrix is "
-            "meant, or remove the tensor."
+            f"{head.path}: {_HEAD!r} should equal {embedding.name!r}, to which "
+            "'tie_word_embeddings' ties it, got other values. Set that to false in config.json if "
+            "the output matrix is meant, or remove the tensor."
         )

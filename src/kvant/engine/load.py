@@ -14,6 +14,7 @@ import numpy as np
 
 from kvant import _core
 from kvant.checkpoint import Checkpoint, Weight
+from kvant.checkpoint.transforms import Transposed
 from kvant.checkpoint.weights import rotary_row_order
 from kvant.engine.kv_blocks import KvBlocks
 from kvant.engine.plan import WeightSource, as_vector, lower
@@ -23,7 +24,7 @@ from kvant.files.decoded import DecodedTensor
 from kvant.files.source import quote
 from kvant.files.tensor import StackedTensor
 from kvant.graph.ir import Node, WeightRef
-from kvant.graph.ops import Moe
+from kvant.graph.ops import Moe, output_head
 from kvant.packing import get
 
 __all__ = ["KV_TYPES", "KvTypeName", "available_memory", "load_engine"]
@@ -63,7 +64,9 @@ def load_engine(
         checkpoint: an unquantised folder, or a GGUF file of any packings.
         threads: by default one for each processor this process may use.
         kv_tokens: tokens of all sequences together that the cache holds; by default as many as the
-            model's context, or what half of the free memory takes, if that is less.
+            model's context, or what half of the free memory takes, if that is less. Models with
+            two sets of rope factors use those for long texts where it holds more than they were
+            first trained for.
         kv_type: how keys and values are kept: ``"f16"``, or ``"q8_0"`` in about half the memory.
         memory_limit: most bytes for weights, cache and scratch; by default what is free.
         resident: False leaves the weights in the file and builds panels as they are used: slow,
@@ -81,9 +84,13 @@ def load_engine(
     if kv_type not in KV_TYPES:
         raise UsageError(f"kv_type should be one of {', '.join(KV_TYPES)}, got {kv_type!r}.")
     _check_types(checkpoint)
-    plan = _core.Plan(_thread_count(threads), max(8, min(step_tokens, _context(checkpoint))))
+    step = _context(checkpoint)  # of an encoder, because its texts cannot be cut
+    if not checkpoint.graph.encodes:
+        step = max(8, min(step_tokens, step))
+    plan = _core.Plan(_thread_count(threads), step)
     with _Loader(checkpoint, plan, resident).open() as loader:
-        lowered = lower(checkpoint.graph, plan, loader.source(), KV_TYPES[kv_type])
+        longest = min(kv_tokens or _context(checkpoint), _context(checkpoint))
+        lowered = lower(checkpoint.graph, plan, loader.source(), KV_TYPES[kv_type], longest)
         budget = _Budget.of(checkpoint, plan, loader, kv_type, memory_limit)
         blocks = budget.blocks(kv_tokens)
         try:
@@ -132,6 +139,7 @@ class _Loader:
         self._spool: list[int] = []
         self._ids: dict[tuple[str, str], int] = {}
         self._matrices: list[tuple[str, _core.Weight]] = []
+        self._made = 0  # bytes of panels that are filled already
 
     @contextmanager
     def open(self) -> Iterator[_Loader]:
@@ -149,11 +157,11 @@ class _Loader:
 
     @property
     def panel_bytes(self) -> int:
-        return sum(w.memory for _, w in self._matrices)
+        return self._made + sum(w.memory for _, w in self._matrices)
 
     def read(self, progress: Progress | None) -> None:
         """Fill the panels: all in one call, or in pieces where someone wants to see progress."""
-        total, done = self.panel_bytes, 0
+        total, done = self.panel_bytes, self._made
         step = 1 if progress is not None else max(1, len(self._matrices))
         for start in range(0, len(self._matrices), step):
             if progress is not None:
@@ -172,6 +180,9 @@ class _Loader:
     def _matrix(self, ref: WeightRef) -> int:
         if ("matrix", ref.name) not in self._ids:
             weight = self._checkpoint.weights[ref.name]
+            if isinstance(weight.stored, Transposed):
+                self._ids["matrix", ref.name] = self._plan.add_weight(self._turned(weight))
+                return self._ids["matrix", ref.name]
             order: list[int] = []
             if weight.rotary is not None and weight.rotary.order != "half":
                 rows, heads = weight.stored.rows, weight.rotary.heads
@@ -182,11 +193,19 @@ class _Loader:
             self._ids["matrix", ref.name] = self._plan.add_weight(panels)
         return self._ids["matrix", ref.name]
 
+    def _turned(self, weight: Weight) -> _core.Weight:
+        """A matrix that lies in the file the other way round: read whole, whatever is asked."""
+        stored = weight.stored
+        panels = _core.Weight.of_array(stored.type.id, stored.row_length, stored.read())
+        self._made += panels.memory
+        return panels
+
     def _exact(self, ref: WeightRef) -> int:
         if ("exact", ref.name) not in self._ids:
             values = np.ascontiguousarray(self._checkpoint.weights[ref.name].read_f32())
             rows = values.view(np.uint8).reshape(len(values), -1)
             panels = _core.Weight.of_array(get("F32").storage.id, values.shape[1], rows)
+            self._made += panels.memory
             self._ids["exact", ref.name] = self._plan.add_weight(panels)
         return self._ids["exact", ref.name]
 
@@ -256,7 +275,11 @@ class _Budget:
             _core.kv_block_bytes(s.heads, s.head_dim, KV_TYPES[kv_type])
             for s in checkpoint.graph.states
         )
-        widest = max(node.result.width for node in checkpoint.graph.nodes[:-1])
+        graph = checkpoint.graph
+        end = len(graph.nodes) + 1
+        if not graph.encodes:
+            end = output_head(graph)[0].result.id  # logits are the caller's
+        widest = max(n.result.width for n in graph.nodes if n.result.id < end)
         scratch = plan.most_tokens * widest * 16 + plan.threads * (2 << 20)  # buffers, about
         scratch += plan.most_tokens * max(map(_expert_bytes, checkpoint.graph.nodes))
         return cls(

@@ -14,7 +14,13 @@ import numpy.typing as npt
 from kvant import _core
 from kvant.engine.kv_blocks import KvBlocks, KvSequence
 from kvant.engine.plan import ExpertStack, LoweredPlan
-from kvant.errors import ContextError, DataError, FileFormatError, UsageError
+from kvant.errors import (
+    ContextError,
+    DataError,
+    FileFormatError,
+    UnsupportedError,
+    UsageError,
+)
 
 __all__ = ["Engine", "Inputs", "Memory", "Rows", "Work"]
 
@@ -103,6 +109,12 @@ class Engine:
         """What the engine holds."""
         return Memory(self._plan.weight_bytes, self._plan.kv_bytes, self._plan.scratch_bytes)
 
+    @property
+    def encodes(self) -> bool:
+        """Whether the model is an encoder: every step then takes whole texts, and there are no
+        logits."""
+        return self._lowered.encodes
+
     def sequence(self) -> KvSequence:
         """A new, empty sequence."""
         return KvSequence(self.kv, self.context)
@@ -124,8 +136,11 @@ class Engine:
             CacheFullError: the cache has no room for the tokens; nothing has changed.
             UsageError: no tokens, or ids the vocabulary does not have.
             DataError: logits are NaN or infinite; the sequences are as before the step.
+            UnsupportedError: logits of an encoder.
             FileFormatError: the model's file has become shorter.
         """
+        if logits in ("last", "all"):
+            self._check_predicts()
         entries = [(s, self._checked(tokens)) for s, tokens in work]
         if not entries:
             raise UsageError("There is nothing to do in a step without entries.")
@@ -145,7 +160,9 @@ class Engine:
         Raises:
             UsageError: rows of another length.
             DataError: they are NaN or infinite.
+            UnsupportedError: the model is an encoder.
         """
+        self._check_predicts()
         if hidden.ndim != 2 or hidden.shape[1] != self.hidden_size:
             raise UsageError(
                 f"Expected hidden states [rows, {self.hidden_size}], got {list(hidden.shape)}."
@@ -155,6 +172,22 @@ class Engine:
             with self._lock:
                 self._check(self._plan.run_head(np.ascontiguousarray(hidden, np.float32), out))
         return out
+
+    def _check_predicts(self) -> None:
+        if self.encodes:
+            raise UnsupportedError(
+                f"{self._name}: this model encodes texts and predicts no tokens, so it has no "
+                "logits. Use its embeddings, or name a model that generates."
+            )
+
+    def _check_whole(self, entries: Sequence[tuple[KvSequence, npt.NDArray[np.int32]]]) -> None:
+        """An encoder's tokens see what comes after them, so a text comes in one piece."""
+        for sequence, _ in entries:
+            if sequence.length:
+                raise UsageError(
+                    f"This model reads whole texts at once, got {sequence.length} tokens before "
+                    "these. Join them, or take a new sequence."
+                )
 
     def _reserve(self, entries: Sequence[tuple[KvSequence, npt.NDArray[np.int32]]]) -> list[int]:
         if len({id(s) for s, _ in entries}) != len(entries):
@@ -167,6 +200,8 @@ class Engine:
             if sequence.length + len(tokens) > self.context:
                 raise ContextError(sequence.length + len(tokens), self.context)
         missing = sum(s.missing_blocks(len(tokens)) for s, tokens in entries)
+        if self.encodes:
+            self._check_whole(entries)
         if missing > self.kv.free_blocks:
             self.kv.take(missing)  # raises, and says what is missing
         for sequence, tokens in entries:
@@ -181,7 +216,7 @@ class Engine:
         width = self.hidden_size if logits == "hidden" else self.vocab_size
         out = np.empty((count, width), np.float32)
         done = 0
-        for piece in _pieces(entries, self.step_tokens):
+        for piece in _pieces(entries, self.step_tokens, whole=self.encodes):
             if logits == "none":
                 rows = _EMPTY_ROWS
             elif logits == "last":
@@ -264,22 +299,48 @@ class Engine:
 
     # ---- for measuring --------------------------------------------------------------------------
 
-    def embed(self, tokens: Tokens) -> Floats:
-        """The stream before the first layer: float32 [tokens, hidden]."""
+    def embed(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
+        """The stream before the first layer: float32 [tokens, hidden].
+
+        Args:
+            tokens: of one text from its beginning, or of several, one after the other.
+            lengths: tokens of each of these; where a model adds positions it matters.
+
+        Raises:
+            ContextError: a text is longer than the model's context.
+            UsageError: no tokens, ids the vocabulary does not have, lengths that do not add up.
+        """
         ids = self._checked(tokens)
-        parts = [ids[i : i + self.step_tokens] for i in range(0, len(ids), self.step_tokens)]
-        out = []
+        lengths = [len(ids)] if lengths is None else lengths
+        if sum(lengths) != len(ids) or min(lengths) < 1:
+            raise UsageError(f"Expected lengths that add up to {len(ids)}, got {lengths}.")
+        if self._lowered.positions and max(lengths) > self.context:
+            raise ContextError(max(lengths), self.context)
+        out = np.empty((len(ids), self.hidden_size), np.float32)
+        begin = 0
         with self._lock:
-            for part in parts:
-                stream = np.empty((len(part), self.hidden_size), np.float32)
-                entries = np.array([[0, len(part), 0]], np.int64)
-                tables = np.zeros((1, -(-len(part) // _core.KV_BLOCK)), np.int32)
-                found = self._plan.step(
-                    part, entries, tables, _EMPTY_ROWS, -1, -1, None, stream, None, None, []
-                )
-                self._check(found)
-                out.append(stream)
-        return np.concatenate(out)
+            for length in lengths:
+                for first in range(0, length, self.step_tokens):
+                    count = min(self.step_tokens, length - first)
+                    rows = slice(begin + first, begin + first + count)
+                    entries = np.array([[0, count, first]], np.int64)
+                    tables = np.zeros((1, -(-(first + count) // _core.KV_BLOCK)), np.int32)
+                    found = self._plan.step(
+                        ids[rows],
+                        entries,
+                        tables,
+                        _EMPTY_ROWS,
+                        -1,
+                        -1,
+                        None,
+                        out[rows],
+                        None,
+                        None,
+                        [],
+                    )
+                    self._check(found)
+                begin += length
+        return out
 
     def run_layer(
         self,
@@ -427,13 +488,19 @@ class Engine:
 
 
 def _pieces(
-    entries: Sequence[tuple[KvSequence, npt.NDArray[np.int32]]], most: int
+    entries: Sequence[tuple[KvSequence, npt.NDArray[np.int32]]], most: int, *, whole: bool
 ) -> Iterator[list[tuple[KvSequence, npt.NDArray[np.int32], int, int]]]:
-    """Cut a step into pieces of at most ``most`` tokens: (sequence, tokens, start, stop)."""
+    """Cut a step into pieces of at most ``most`` tokens: (sequence, tokens, start, stop).
+
+    ``whole``: no entry is cut; none is longer than ``most``.
+    """
     piece: list[tuple[KvSequence, npt.NDArray[np.int32], int, int]] = []
     room = most
     for sequence, tokens in entries:
         start = 0
+        if whole and len(tokens) > room:
+            yield piece
+            piece, room = [], most
         while start < len(tokens):
             stop = min(len(tokens), start + room)
             piece.append((sequence, tokens, start, stop))

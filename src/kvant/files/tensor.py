@@ -63,6 +63,11 @@ class StoredTensor:
         """Bytes of the whole tensor."""
         return self.rows * self.row_bytes
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the rows lie one after another in the file, as they are read."""
+        return True
+
     def matrix(self, index: int) -> StoredTensor:
         """One matrix of a stack of them: the tensor ``self[index]``."""
         rows = math.prod(self.shape[1:-1])
@@ -130,6 +135,11 @@ class StackedTensor(StoredTensor):
             raise ValueError("parts of a stack have one shape and type")
         shape = (len(parts), *first.shape)
         return cls(name, first.type, shape, first.path, first.offset, tuple(parts))
+
+    @property
+    def in_place(self) -> bool:
+        """No."""
+        return False
 
     def matrix(self, index: int) -> StoredTensor:
         """The part."""

@@ -23,9 +23,9 @@ FALLBACKS: dict[str, str] = {
 place; llama.cpp's rule. Where 32 does not divide the row either, F16."""
 
 
-KEPT = frozenset({"ffn_gate_inp"})
+KEPT = frozenset({"ffn_gate_inp", "position_embd", "token_types"})
 """Roles of matrices that are kept in F32: a router is small, and decides what everything else is
-for. llama.cpp keeps them too."""
+for; positions and kinds of segments are added to all that follows. llama.cpp keeps them too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,10 @@ _EIGHT_EXPERTS = {"attn_v": "Q8_0", "attn_k": "Q8_0"}
 them that keys and values at 8 bits cost next to nothing."""
 
 _EIGHT_EXPERTS_OUTPUT = frozenset(
-    ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M")
-    + ("IQ4_NL", "IQ4_XS")
+    (
+        *("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M"),
+        *("IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS"),
+    )
 )
 """The recipes that give such a model's attention output Q5_K."""
 

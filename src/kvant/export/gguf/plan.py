@@ -15,6 +15,7 @@ import xxhash
 
 from kvant.arch import RowOrder
 from kvant.checkpoint import Checkpoint, Weight, rotary_row_order
+from kvant.checkpoint.pooling import POOLING_KEY, POOLING_TYPES
 from kvant.checkpoint.sampling import sampling_of
 from kvant.errors import UsageError
 from kvant.files.gguf import (
@@ -242,6 +243,9 @@ def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) 
         **sampling,
         **keys,
     }
+    if checkpoint.pooling is not None:
+        key = f"{checkpoint.architecture.gguf_name}.{POOLING_KEY}"
+        keys[key] = uint32(POOLING_TYPES[checkpoint.pooling])
     tokenizer = checkpoint.tokenizer(pre=pre_tokenizer)
     if tokenizer is not None:
         from kvant.tokenizer.gguf_meta import to_metadata

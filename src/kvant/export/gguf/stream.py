@@ -24,7 +24,7 @@ from kvant import _core
 from kvant.errors import DataError
 from kvant.files.atomic import AtomicFile
 from kvant.files.source import open_source
-from kvant.files.tensor import StoredTensor
+from kvant.files.tensor import StackedTensor, StoredTensor
 from kvant.packing import BadWeight, convert_rows
 from kvant.packing.types import StorageType
 
@@ -313,12 +313,19 @@ class _Stream:
     def _read_ahead(job: TensorJob, fd: int, start: int) -> None:
         """Every few runs, ask for the bytes of the next few, to be there when their turn comes."""
         if isinstance(job.source, StoredTensor) and hasattr(os, "posix_fadvise"):
-            step = job.rows_per_run
-            if start // step % READ_AHEAD_RUNS == 0:
-                with suppress(OSError):
-                    ahead = job.source.offset + (start + step) * job.source.row_bytes
-                    size = 2 * READ_AHEAD_RUNS * RUN_BYTES
-                    os.posix_fadvise(fd, ahead, size, os.POSIX_FADV_WILLNEED)
+            step, stored = job.rows_per_run, job.source
+            next_row, size = start + step, 2 * READ_AHEAD_RUNS * RUN_BYTES
+            if start // step % READ_AHEAD_RUNS or next_row >= job.rows:
+                return
+            if isinstance(stored, StackedTensor):  # no further than the part that comes next
+                each, path = job.rows // len(stored.parts), stored.path
+                stored, next_row = stored.parts[next_row // each], next_row % each
+                size = min(size, (each - next_row) * stored.row_bytes)
+                if stored.path != path:
+                    return
+            with suppress(OSError):
+                ahead = stored.offset + next_row * stored.row_bytes
+                os.posix_fadvise(fd, ahead, size, os.POSIX_FADV_WILLNEED)
 
     @staticmethod
     def _bad_weight(job: TensorJob, start: int, bad: BadWeight) -> DataError:

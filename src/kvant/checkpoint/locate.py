@@ -1,11 +1,19 @@
-"""Stacks of experts in a Hugging Face folder, which has a tensor for each expert, or fused ones."""
+"""Where a Hugging Face folder has the weights of a graph, experts and bare models included."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from kvant.checkpoint.names import FUSED_EXPERTS, HF_NAMES, hf_name, hf_parts
+from kvant.checkpoint.names import (
+    FUSED_EXPERTS,
+    hf_name,
+    hf_old_name,
+    hf_parts,
+    hf_prefix,
+    hf_values,
+)
+from kvant.checkpoint.transforms import canonical
 from kvant.errors import FileFormatError
 from kvant.files.source import quote
 from kvant.files.tensor import StackedTensor, StoredTensor
@@ -20,13 +28,16 @@ _REMEDY = "Config and weights are not of one model; fetch both again."
 class Located:
     """Where a folder has what a graph declares.
 
-    ``names`` says the container's name by canonical name; ``stacks`` are tensors made of several,
-    by the name given for them there; ``used`` are all tensors of the container that are needed.
+    ``names`` says the container's name by canonical name; ``made`` are tensors that are not read as
+    they lie there (stacks of experts, transposed matrices), by the name given for them there;
+    ``used`` are all tensors of the container that are needed. ``bare``: names lack the prefix of
+    the model in the model with a head.
     """
 
     names: Mapping[str, str]
-    stacks: Mapping[str, StoredTensor]
+    made: Mapping[str, StoredTensor]
     used: frozenset[str]
+    bare: bool
 
 
 def locate(
@@ -44,12 +55,21 @@ def locate(
         FileFormatError: an expert is missing or has another shape or type than the others.
     """
     names: dict[str, str] = {}
-    stacks: dict[str, StoredTensor] = {}
+    made: dict[str, StoredTensor] = {}
     used: set[str] = set()
+    prefix = hf_prefix(architecture)
+    bare = not any(name.startswith(prefix) for name in (*stored, *other))
     for ref in graph.weights.values():
         if len(ref.shape) != 3:
-            names[ref.name] = _matrix_name(ref, stored, architecture)
-            used.add(names[ref.name])
+            name = _matrix_name(ref, stored, architecture)
+            if bare and name.removeprefix(prefix) in stored:
+                name = name.removeprefix(prefix)
+            name = _or_old(name, stored, prefix)
+            names[ref.name] = name
+            used.add(name)
+            if name in stored and (values := hf_values(ref, architecture)) != "as they are":
+                names[ref.name] = f"{name}, {values}"
+                made[names[ref.name]] = canonical(stored[name], values)
             continue
         fused, count, which = FUSED_EXPERTS[ref.role]
         fused = fused.format(layer=ref.layer)
@@ -63,16 +83,22 @@ def locate(
             parts = _gathered(ref, stored, hf_parts(ref, architecture), where)
             used.update(part.name for part in parts)
         names[ref.name] = f"{ref.name} of {len(parts)}"
-        stacks[names[ref.name]] = StackedTensor.of(parts[0].name, parts)
-    return Located(names, stacks, frozenset(used))
+        made[names[ref.name]] = StackedTensor.of(parts[0].name, parts)
+    return Located(names, made, frozenset(used), bare)
+
+
+def _or_old(name: str, stored: Mapping[str, StoredTensor], prefix: str) -> str:
+    """The name, or the one it had in early files where only that is there."""
+    old = hf_old_name(name)
+    found = (n for n in (name, old, old.removeprefix(prefix)) if n in stored)
+    return next(found, name)
 
 
 def _matrix_name(ref: WeightRef, stored: Mapping[str, StoredTensor], architecture: str) -> str:
     """The architecture's own name, or the usual one: transformers 5 holds Mixtral's router so."""
     own = hf_name(ref, architecture)
-    if own in stored or ref.role not in HF_NAMES or hf_name(ref) not in stored:
-        return own
-    return hf_name(ref)
+    router = ref.role == "ffn_gate_inp" and own not in stored and hf_name(ref) in stored
+    return hf_name(ref) if router else own
 
 
 def _unfused(ref: WeightRef, tensor: StoredTensor, count: int, which: int) -> list[StoredTensor]:

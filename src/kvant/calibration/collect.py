@@ -21,7 +21,7 @@ from kvant.errors import DataError, NotEnoughMemoryError
 from kvant.files.source import quote
 from kvant.version import __version__
 
-__all__ = ["collect"]
+__all__ = ["collect_importance"]
 
 Floats = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]
@@ -29,7 +29,7 @@ Sums = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
 
-def collect(
+def collect_importance(
     checkpoint: Checkpoint,
     chunks: Chunks,
     *,

@@ -225,8 +225,7 @@ def test_damaged_anywhere(tmp_path: Path) -> None:
 def _usable_or_refused(read: Callable[[], Importance]) -> None:
     try:
         found = read()
-    except KvantError as error:
-        assert len(str(error)) < 600
+    except KvantError:
         return
     for name in found.sums:
         values = found.for_tensor(name)

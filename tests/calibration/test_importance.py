@@ -111,7 +111,7 @@ def test_importance_of_this_model(source: Checkpoint) -> None:
 
 def test_importance_of_another_model(source: Checkpoint, tmp_path: Path) -> None:
     same_shapes = open_checkpoint(make_folder(tmp_path / "seed", LLAMA, seed=1))
-    with pytest.raises(InputError, match="another model \\('Own'\\).*fingerprints differ"):
+    with pytest.raises(InputError, match=r"another model \('Own'\).*fingerprints differ"):
         belonging(even(source), same_shapes)
     wide = open_checkpoint(make_folder(tmp_path / "wide", {**LLAMA, "intermediate_size": 768}))
     with pytest.raises(InputError, match=r"512 columns for 'blk\.0\.ffn_down.*has 768"):

@@ -28,6 +28,9 @@ Sums = npt.NDArray[np.float64]
 
 Progress = Callable[[int, int], None]
 
+_CACHE = 512
+"""Tokens of the cache, unless a chunk is longer: as many as go through the layers at once."""
+
 
 def collect_importance(
     checkpoint: Checkpoint,
@@ -57,7 +60,7 @@ def collect_importance(
     """
     limit = available_memory() if max_memory is None else max_memory
     length = chunks.ids.shape[1]
-    engine, resident = _load(checkpoint, length, threads, limit)
+    engine, resident = _load(checkpoint, max(length, _CACHE), threads, limit)
     room = max(0, limit - engine.memory.total - (0 if resident else _largest_layer(checkpoint)))
     walk = LayerWalk(engine, list(chunks.ids), max_memory=room, folder=scratch)
     total, done = walk.tokens * (engine.layers + 1), 0
@@ -102,8 +105,8 @@ def _add_squares(sums: dict[str, Sums], name: str, x: Floats) -> None:
 
     NumPy adds along the first axis row by row, so the same bits come out on every machine.
     """
-    squares = np.square(x, out=None)
-    total = np.add.reduce(squares, axis=0, dtype=np.float32)
+    with np.errstate(over="ignore"):  # said with the tensor's name at the end
+        total = np.add.reduce(np.square(x), axis=0)
     if name in sums:
         sums[name] += total
     else:

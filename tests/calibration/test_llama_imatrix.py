@@ -1,4 +1,4 @@
-"""llama.cpp's own tools: a file of llama-imatrix is read, a file of kvant is used by llama-quantize.
+"""llama.cpp's own tools: llama-imatrix's files are read, kvant's are used by llama-quantize.
 
 ``KVANT_LLAMA_BIN`` names the folder with the tools; without it these tests are skipped.
 """

@@ -25,8 +25,9 @@ from kvant.errors import DataError
 from kvant.files.atomic import AtomicFile
 from kvant.files.source import open_source
 from kvant.files.tensor import StoredTensor
-from kvant.packing import BadWeight, convert_rows
+from kvant.packing import BadWeight, convert_rows, dequantize, quantize_weighed
 from kvant.packing.types import StorageType
+from kvant.quant.weighting import BY_SIZE, error_weights
 
 __all__ = ["Progress", "TensorJob", "stream"]
 
@@ -58,6 +59,7 @@ class TensorJob:
     ``source`` holds the rows as they lie in a file, or as float32 in memory. ``row_order``
     reorders the rows of each run of ``len(row_order)`` rows: new row i is old row
     ``row_order[i]``. The result, of type ``target``, starts at ``offset`` of ``file``.
+    ``importance`` [columns] is what `quant.weighting` makes the weights of errors from.
     """
 
     name: str
@@ -101,6 +103,22 @@ def stream(
         OutputError: no space, or the disk failed.
     """
     return _Stream(jobs, progress).run(threads)
+
+
+def _weighed(
+    kind: str,
+    job: TensorJob,
+    importance: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.uint8],
+    target: npt.NDArray[np.uint8],
+) -> npt.NDArray[np.uint8]:
+    """Rows packed for the least weighted error."""
+    if job.target.name not in BY_SIZE:
+        return convert_rows(kind, job.target.name, rows, job.columns, importance, target)
+    x = dequantize(kind, rows)
+    with np.errstate(invalid="ignore", over="ignore"):  # a bad weight is found in what follows
+        weights = error_weights(job.target.name, x, importance)
+    return quantize_weighed(job.target.name, x, weights, target)
 
 
 class _InOrder:
@@ -275,7 +293,9 @@ class _Stream:
                 for at in range(0, len(rows), step):
                     convert_rows(kind, "F32", rows[at : at + step], job.columns)
                 return rows
-            return convert_rows(kind, job.target.name, rows, job.columns, job.importance, target)
+            if job.importance is None:
+                return convert_rows(kind, job.target.name, rows, job.columns, None, target)
+            return _weighed(kind, job, job.importance, rows, target)
         except BadWeight as bad:
             raise self._bad_weight(job, start + at, bad) from None
 

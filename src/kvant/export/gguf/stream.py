@@ -105,20 +105,21 @@ def stream(
     return _Stream(jobs, progress).run(threads)
 
 
-def _weighed(
-    kind: str,
-    job: TensorJob,
-    importance: npt.NDArray[np.float32],
-    rows: npt.NDArray[np.uint8],
-    target: npt.NDArray[np.uint8],
+def _pack(
+    source: str,
+    target: str,
+    data: npt.NDArray[np.uint8],
+    columns: int,
+    importance: npt.NDArray[np.float32] | None,
+    out: npt.NDArray[np.uint8],
 ) -> npt.NDArray[np.uint8]:
-    """Rows packed for the least weighted error."""
-    if job.target.name not in BY_SIZE:
-        return convert_rows(kind, job.target.name, rows, job.columns, importance, target)
-    x = dequantize(kind, rows)
+    """`convert_rows`, for the least error as `quant.weighting` weighs it."""
+    if importance is None or target not in BY_SIZE:
+        return convert_rows(source, target, data, columns, importance, out)
+    x = dequantize(source, data)
     with np.errstate(invalid="ignore", over="ignore"):  # a bad weight is found in what follows
-        weights = error_weights(job.target.name, x, importance)
-    return quantize_weighed(job.target.name, x, weights, target)
+        weights = error_weights(target, x, importance)
+    return quantize_weighed(target, x, weights, out)
 
 
 class _InOrder:
@@ -293,9 +294,7 @@ class _Stream:
                 for at in range(0, len(rows), step):
                     convert_rows(kind, "F32", rows[at : at + step], job.columns)
                 return rows
-            if job.importance is None:
-                return convert_rows(kind, job.target.name, rows, job.columns, None, target)
-            return _weighed(kind, job, job.importance, rows, target)
+            return _pack(kind, job.target.name, rows, job.columns, job.importance, target)
         except BadWeight as bad:
             raise self._bad_weight(job, start + at, bad) from None
 

@@ -19,6 +19,7 @@ from kvant.arch import RowOrder
 from kvant.calibration.imatrix import importance_bytes
 from kvant.calibration.importance import Importance
 from kvant.checkpoint import Checkpoint, Weight, rotary_row_order
+from kvant.checkpoint.pooling import POOLING_KEY, POOLING_TYPES
 from kvant.checkpoint.sampling import sampling_of
 from kvant.errors import UsageError
 from kvant.files.gguf import (
@@ -264,6 +265,9 @@ def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) 
         **sampling,
         **keys,
     }
+    if checkpoint.pooling is not None:
+        key = f"{checkpoint.architecture.gguf_name}.{POOLING_KEY}"
+        keys[key] = uint32(POOLING_TYPES[checkpoint.pooling])
     tokenizer = checkpoint.tokenizer(pre=pre_tokenizer)
     if tokenizer is not None:
         from kvant.tokenizer.gguf_meta import to_metadata
@@ -351,10 +355,11 @@ def _sources(checkpoint: Checkpoint) -> Iterator[_Source]:
 def _model_shape(checkpoint: Checkpoint) -> ModelShape:
     c = checkpoint.config
     return ModelShape(
-        architecture=checkpoint.architecture.name,
+        architecture=checkpoint.architecture.gguf_name,
         layers=c.num_hidden_layers,
         queries_per_kv_head=c.num_attention_heads // c.num_key_value_heads,
         tied_output=c.tie_word_embeddings,
+        experts=getattr(c, "num_experts", 0),
     )
 
 

@@ -13,6 +13,7 @@ from kvant.calibration import collect as collecting
 from kvant.calibration.collect import collect_importance
 from kvant.checkpoint import Checkpoint, open_checkpoint
 from kvant.engine import Engine
+from kvant.engine.session import Inputs
 from kvant.errors import DataError, NotEnoughMemoryError
 from kvant.graph.ir import WeightRef
 from kvant.graph.ops import Linear, run
@@ -106,12 +107,6 @@ def test_activations_that_overflow(tmp_path: Path) -> None:
         collect_importance(source, CHUNKS)
 
 
-class Routed(dict[str, np.ndarray]):
-    """Inputs as the engine gives them for experts: which of them each row went to."""
-
-    experts: dict[str, np.ndarray]
-
-
 def test_experts_by_themselves() -> None:
     """Gate and up read a token's row for all of its experts; down, a row for each of them."""
     up, down, plain = "blk.0.ffn_up_exps.weight", "blk.0.ffn_down_exps.weight", "blk.0.a.weight"
@@ -124,7 +119,8 @@ def test_experts_by_themselves() -> None:
         x = rng.standard_normal((tokens, 8)).astype(np.float32)
         inner = rng.standard_normal((tokens * 2, 6)).astype(np.float32)
         chosen = np.stack([rng.permutation(3)[:2] for _ in range(tokens)]).astype(np.int32)
-        batch = Routed({up: x, down: inner, plain: x})
+        batch = Inputs()
+        batch.update({up: x, down: inner, plain: x})
         batch.experts = {up: chosen, down: chosen.reshape(-1, 1)}
         gathered.add(batch)
         rows.append((x, inner, chosen))

@@ -82,10 +82,10 @@ def collect_importance(
                 gathered.add(batch)
                 count(rows)
         gathered.share(groups)
-    if not getattr(engine, "encodes", False):  # an encoder ends in states
+    if not engine.encodes:  # an encoder ends in states
         head = "output.weight" if "output.weight" in checkpoint.weights else "token_embd.weight"
         for x in walk.head_inputs():
-            gathered.add({head: x})
+            gathered.add(Inputs.of(head, x))
             count(len(x))
         gathered.share({head: [head]})
     return Importance(
@@ -113,7 +113,7 @@ class _Gathered:
 
     def add(self, batch: Inputs) -> None:
         """Add a batch. Rows of experts are told apart by ``batch.experts`` (`engine.Inputs`)."""
-        experts: dict[str, npt.NDArray[np.int32]] = getattr(batch, "experts", {})
+        experts = batch.experts
         for name, x in batch.items():
             shape = self._checkpoint.weights[name].shape
             count = shape[0] if name in experts else 1

@@ -16,15 +16,13 @@ import numpy.typing as npt
 from kvant.calibration.states import States
 from kvant.engine import Engine, KvSequence
 from kvant.engine.kv_blocks import KvBlocks
+from kvant.engine.session import Inputs
 from kvant.errors import CacheFullError, ContextError, UsageError
 
 __all__ = ["Inputs", "LayerWalk"]
 
 Floats = npt.NDArray[np.float32]
 Tokens = Sequence[int] | npt.NDArray[np.integer]
-Inputs = dict[str, Floats]
-"""Canonical name of a linear's weight -> float32 [tokens, columns]. Linears that read one input
-have the same array, not a copy."""
 
 #: Rows (of one batch) that go through the layers together: (chunk, begin, end in the chunk).
 _Batch = list[tuple[int, int, int]]
@@ -123,6 +121,7 @@ class LayerWalk:
     def inputs(self, names: Sequence[str] | None = None) -> Iterator[Inputs]:
         """What this layer's linears are fed, with the weights now in place, batch by batch.
 
+        Linears that read one input have the same array, not a copy.
         Nothing changes by it: it may be called again, for instance after the weights of linears
         that come earlier in the layer have been replaced.
 

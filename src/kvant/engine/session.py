@@ -60,6 +60,13 @@ class Inputs(dict[str, Floats]):
         super().__init__()
         self.experts: dict[str, npt.NDArray[np.int32]] = {}
 
+    @classmethod
+    def of(cls, name: str, rows: Floats) -> Inputs:
+        """Of one plain linear."""
+        found = cls()
+        found[name] = rows
+        return found
+
 
 class Engine:
     """A loaded model. Made by `load_engine`.

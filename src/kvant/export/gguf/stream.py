@@ -27,6 +27,7 @@ from kvant.files.source import open_source
 from kvant.files.tensor import StackedTensor, StoredTensor
 from kvant.packing import BadWeight, convert_rows
 from kvant.packing.types import StorageType
+from kvant.quant.pack import pack_rows
 
 __all__ = ["Progress", "TensorJob", "stream"]
 
@@ -293,7 +294,7 @@ class _Stream:
         importance."""
         importance = job.importance
         if importance is None or importance.ndim == 1:
-            return convert_rows(kind, job.target.name, rows, job.columns, importance, target)
+            return pack_rows(kind, job.target.name, rows, job.columns, importance, target)
         each, width = job.rows // len(importance), job.target.row_bytes(job.columns)
         at = 0
         while at < len(rows):
@@ -301,7 +302,7 @@ class _Stream:
             stop = min(len(rows), (expert + 1) * each - start)
             room = target[at * width : stop * width]
             try:
-                convert_rows(
+                pack_rows(
                     kind, job.target.name, rows[at:stop], job.columns, importance[expert], room
                 )
             except BadWeight as bad:

@@ -55,6 +55,8 @@ class Run:
     seconds: float
     peak_bytes: int
     output: str
+    first_output_seconds: float | None = None
+    """From start to the first thing it printed; None where it printed nothing."""
 
 
 def child(
@@ -78,7 +80,7 @@ def child(
         env={**os.environ, **(environment or {})},
     )
     assert process.stdout is not None
-    output = _drain(process.stdout, None if quiet else sys.stderr.buffer)
+    output, spoke = _drain(process.stdout, None if quiet else sys.stderr.buffer)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -86,18 +88,21 @@ def child(
     if process.returncode:
         raise SystemExit(f"{' '.join(words)}\nended with status {process.returncode}:\n{text}")
     scale = 1 if sys.platform == "darwin" else 1024
-    return Run(seconds, usage.ru_maxrss * scale, text)
+    first = None if spoke is None else spoke - started
+    return Run(seconds, usage.ru_maxrss * scale, text, first)
 
 
-def _drain(stream: IO[bytes], echo: IO[bytes] | None) -> bytes:
-    kept = b""
+def _drain(stream: IO[bytes], echo: IO[bytes] | None) -> tuple[bytes, float | None]:
+    """What was printed (the end of it), and when the first of it came."""
+    kept, spoke = b"", None
     while chunk := os.read(stream.fileno(), 1 << 16):
+        spoke = spoke or time.perf_counter()
         kept = (kept + chunk)[-20_000:]
         if echo is not None:
             echo.write(chunk)
             echo.flush()
     stream.close()
-    return kept
+    return kept, spoke
 
 
 def alternate(contenders: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:

@@ -1,6 +1,7 @@
 """From nothing to the first token: open a model, make its tokenizer and engine, read 16 tokens.
 
-A process of its own, timed from outside; prints what the engine keeps for keys and values.
+A process of its own, timed from outside until it speaks; it prints what the engine keeps for keys
+and values.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def main() -> int:
     tokens = tokenizer.encode(PROMPT)[:TOKENS]
     logits = engine.step([(engine.sequence(), tokens)], logits="last")
     first = tokenizer.decode([int(logits[0].argmax())])
-    print(json.dumps({"first": first, "kv_bytes": engine.memory.kv_bytes}))
+    print(json.dumps({"first": first, "kv_bytes": engine.memory.kv_bytes}), flush=True)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,3 +104,41 @@ def test_activations_that_overflow(tmp_path: Path) -> None:
     source = open_checkpoint(make_folder(tmp_path / "m", LLAMA, weights, tokenizer=False))
     with pytest.raises(DataError, match=r"blk\.1\.ffn_down\.weight' is NaN or infinite in column"):
         collect_importance(source, CHUNKS)
+
+
+class Routed(dict[str, np.ndarray]):
+    """Inputs as the engine gives them for experts: which of them each row went to."""
+
+    experts: dict[str, np.ndarray]
+
+
+def test_experts_by_themselves() -> None:
+    """Gate and up read a token's row for all of its experts; down, a row for each of them."""
+    up, down, plain = "blk.0.ffn_up_exps.weight", "blk.0.ffn_down_exps.weight", "blk.0.a.weight"
+    shapes = {up: (4, 6, 8), down: (4, 8, 6), plain: (6, 8)}
+    source = SimpleNamespace(weights={n: SimpleNamespace(shape=s) for n, s in shapes.items()})
+    rng = np.random.default_rng(2)
+    gathered = collecting._Gathered(source)  # type: ignore[arg-type]
+    rows, want = [], np.zeros((4, 8))
+    for tokens in (5, 3):
+        x = rng.standard_normal((tokens, 8)).astype(np.float32)
+        inner = rng.standard_normal((tokens * 2, 6)).astype(np.float32)
+        chosen = np.stack([rng.permutation(3)[:2] for _ in range(tokens)]).astype(np.int32)
+        batch = Routed({up: x, down: inner, plain: x})
+        batch.experts = {up: chosen, down: chosen.reshape(-1, 1)}
+        gathered.add(batch)
+        rows.append((x, inner, chosen))
+        for token, pair in enumerate(chosen):
+            for expert in pair:
+                want[expert] += x[token].astype(float) ** 2
+    gathered.share({up: [up, "blk.0.ffn_gate_exps.weight"], down: [down], plain: [plain]})
+    np.testing.assert_allclose(gathered.sums[up], want, rtol=1e-5)
+    assert gathered.sums["blk.0.ffn_gate_exps.weight"] is gathered.sums[up]
+    counts = sum(np.bincount(c.reshape(-1), minlength=4) for _, _, c in rows)
+    assert gathered.seen[up].tolist() == gathered.seen[down].tolist() == counts.tolist()
+    assert counts[3] == 0
+    np.testing.assert_allclose(
+        gathered.sums[down].sum(0), sum(np.square(i).sum(0) for _, i, _ in rows), rtol=1e-5
+    )
+    assert gathered.sums[plain].shape == (8,)
+    assert gathered.seen[plain].tolist() == [8]

@@ -110,6 +110,11 @@ class LayerWalk:
         """Names of this layer's linears, those that share an input together."""
         return self.engine.shared_inputs(self._layer())
 
+    @property
+    def batch_rows(self) -> list[int]:
+        """Tokens of each batch."""
+        return [end - start for start, end in map(self._rows, self._batches)]
+
     def hidden(self) -> Iterator[Floats]:
         """The stream before this layer, batch by batch: float32 [tokens, hidden]."""
         for batch in self._batches:

@@ -11,7 +11,14 @@ from kvant.packing.iq2_xs import IQ2_XS
 from kvant.packing.iq2_xxs import IQ2_XXS
 from kvant.packing.iq3_s import IQ3_S
 from kvant.packing.iq3_xxs import IQ3_XXS
-from kvant.packing.native import BadWeight, convert_rows, dequantize, known, quantize
+from kvant.packing.native import (
+    BadWeight,
+    convert_rows,
+    dequantize,
+    known,
+    quantize,
+    quantize_weighed,
+)
 from kvant.packing.q2_k import Q2_K
 from kvant.packing.q3_k import Q3_K
 from kvant.packing.q4_0 import Q4_0
@@ -34,6 +41,7 @@ __all__ = [
     "get",
     "known",
     "quantize",
+    "quantize_weighed",
 ]
 
 _PACKINGS: tuple[Packing, ...] = (

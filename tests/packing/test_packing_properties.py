@@ -15,7 +15,9 @@ from oracles.strategies import blocks, blocks_and_importance, codes_and_scales
 
 by_name = pytest.mark.parametrize("packing", BLOCK_PACKINGS, ids=lambda p: p.name)
 plain = pytest.mark.parametrize("packing", PLAIN_PACKINGS, ids=lambda p: p.name)
-searched = pytest.mark.parametrize("packing", (*K_PACKINGS, *LATTICE_PACKINGS), ids=lambda p: p.name)
+searched = pytest.mark.parametrize(
+    "packing", (*K_PACKINGS, *LATTICE_PACKINGS), ids=lambda p: p.name
+)
 examples = settings(max_examples=40, deadline=None)
 
 

@@ -21,7 +21,9 @@ class IQ1_M(LatticePacking):
     name = "IQ1_M"
     bits = 3
     good_for = "research: one and three quarter bits; needs importance"
-    block_layout = "32 x 8 bits of point, 32 x (3 bits of point, shift), 16 x 3-bit scale, half d in quarters"
+    block_layout = (
+        "32 x 8 bits of point, 32 x (3 bits of point, shift), 16 x 3-bit scale, half d in quarters"
+    )
     grid = LatticeGrid(
         table="IQ1_S",
         group=8,

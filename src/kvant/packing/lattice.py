@@ -349,9 +349,7 @@ class LatticeGrid:
         k = np.rint(np.minimum(np.maximum(k, _ZERO), np.float32(self.steps)))
         return k + k + _ONE
 
-    def _settle(
-        self, g: _Groups, s: Floats, ds: Floats, neighbours: bool
-    ) -> tuple[Floats, _Sub]:
+    def _settle(self, g: _Groups, s: Floats, ds: Floats, neighbours: bool) -> tuple[Floats, _Sub]:
         """Each sub-block's nearest integer, or the best of it and its neighbours, and what it
         comes to."""
         nearest = self._odd(s, reciprocal_or_zero(ds))

@@ -12,6 +12,7 @@ import numpy as np
 
 from kvant import _core
 from kvant.errors import UnsupportedError, UsageError
+from kvant.packing.half import to_half
 from kvant.packing.spec import SCALES, Bytes, Codes, Floats, Scales
 from kvant.packing.types import BY_NAME, StorageType
 
@@ -133,8 +134,19 @@ def quantize(name: str, x: Floats, importance: Floats | None = None) -> Bytes:
     return convert_rows("F32", name, x.view(np.uint8), x.shape[1], importance)
 
 
-def quantize_weighed(name: str, x: Floats, weights: Floats, out: Bytes | None = None) -> Bytes:
+def quantize_weighed(
+    name: str,
+    x: Floats,
+    weights: Floats,
+    out: Bytes | None = None,
+    *,
+    keep_energy: bool = False,
+) -> Bytes:
     """Quantise float32 rows with a weight for every single error, both [rows, columns].
+
+    The scales of least error shrink what they store, the more so the fewer bits there are. With
+    ``keep_energy`` d is drawn out again until sum w y^2 is sum w x^2 in each block: more error in
+    each weight, less of it in one direction.
 
     The result is uint8 [rows, row bytes], in ``out`` if given (flat, large enough).
 
@@ -148,8 +160,17 @@ def quantize_weighed(name: str, x: Floats, weights: Floats, out: Bytes | None = 
         row, column = np.argwhere(~fine)[0]
         raise BadWeight(int(row), int(column), float(x[row, column]))
     blocks = np.ascontiguousarray(x).reshape(-1, storage.block)
-    scales = fit(name, blocks, np.ascontiguousarray(weights).reshape(blocks.shape))
-    packed = layout(name, encode(name, blocks, scales), scales)
+    weights = np.ascontiguousarray(weights).reshape(blocks.shape)
+    scales = fit(name, blocks, weights)
+    codes = encode(name, blocks, scales, weights)
+    if keep_energy:
+        y = decode(name, codes, scales)
+        energy = np.einsum("ij,ij,ij->i", weights, blocks, blocks)
+        kept = np.einsum("ij,ij,ij->i", weights, y, y)
+        some = (kept > 0) & np.isfinite(energy)
+        factor = np.sqrt(np.where(some, energy / np.where(some, kept, 1), 1)).astype(np.float32)
+        scales["d"] = to_half(scales["d"] * factor)
+    packed = layout(name, codes, scales)
     if out is None:
         return packed.reshape(len(x), -1)
     found = out[: packed.size].reshape(len(x), -1)

@@ -62,7 +62,9 @@ def _few_bits(name: str, base: str, good_for: str, file_type: int, lift: str, mi
 
 PRESETS: tuple[Recipe, ...] = (
     _few_bits("IQ1_S", "IQ1_S", "research: the least there is", 24, "Q2_K", "IQ2_XXS"),
-    _few_bits("IQ1_M", "IQ1_M", "research: very large models, little memory", 31, "Q2_K", "IQ2_XXS"),
+    _few_bits(
+        "IQ1_M", "IQ1_M", "research: very large models, little memory", 31, "Q2_K", "IQ2_XXS"
+    ),
     _few_bits("IQ2_XXS", "IQ2_XXS", "extreme limits, for large models", 19, "Q2_K", "IQ2_XXS"),
     _few_bits("IQ2_XS", "IQ2_XS", "extreme limits: two bits, a table finer", 20, "Q2_K", "IQ2_XS"),
     _few_bits("IQ2_S", "IQ2_XS", "extreme limits: more where it matters", 28, "IQ3_S", "IQ3_S"),

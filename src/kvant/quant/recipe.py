@@ -148,6 +148,10 @@ class Recipe:
                 return self.output_fallback
             return self.output
         packing = next((r.packing for r in self.rules if r.fits(role, layer, shape)), self.base)
-        if role in ("attn_v", "attn_qkv") and shape.is_70b and not self.base.startswith(_NOT_LIFTED):
+        if (
+            role in ("attn_v", "attn_qkv")
+            and shape.is_70b
+            and not self.base.startswith(_NOT_LIFTED)
+        ):
             return _LIFT_70B.get(packing, packing)
         return packing

@@ -55,9 +55,9 @@ PROMPT_RATIO = {LLAMA: 1.25, QWEN: 1.25, DEMO: 1.0}
 TWICE = ("Q4_K_M", "Q5_K_M", "Q8_0")
 """Recipes whose prompts are twice as fast as the peer's on Qwen's shape."""
 CODEBOOKS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_M", "IQ3_XXS", "IQ3_S")
-"""Recipes over codebooks. The engine keeps levels instead of points, so it reads more bytes than the
-file has and less arithmetic: `CODEBOOK_PROMPT` and, up to two bits, `CODEBOOK_GENERATION` times the
-peer's speed are asked of it, and no share of the bandwidth."""
+"""Recipes over codebooks. The engine keeps levels instead of points, so it reads more bytes than
+the file has: `CODEBOOK_PROMPT` and, up to two bits, `CODEBOOK_GENERATION` times the peer's speed
+are asked of it, and no share of the bandwidth."""
 CODEBOOK_PROMPT, CODEBOOK_GENERATION = 2.0, 1.2
 BANDWIDTH_SHARE, DEEP_SHARE, DEEP_RATIO = 0.9, 0.9, 1.8
 BATCH_RATIO, BATCH_SHARE = {4: 1.5, 16: 2.0}, 0.85

@@ -10,14 +10,12 @@ from hypothesis import strategies as st
 from kvant.errors import UsageError
 from kvant.packing import Packing, all_packings, dequantize, get, known, native, quantize
 from kvant.packing.spec import SCALES
-from oracles.kernels import BLOCK_PACKINGS, K_PACKINGS, LATTICE_PACKINGS, PLAIN_PACKINGS
+from oracles.kernels import BLOCK_PACKINGS, PLAIN_PACKINGS
 from oracles.strategies import blocks, blocks_and_importance, codes_and_scales
 
 by_name = pytest.mark.parametrize("packing", BLOCK_PACKINGS, ids=lambda p: p.name)
 plain = pytest.mark.parametrize("packing", PLAIN_PACKINGS, ids=lambda p: p.name)
-searched = pytest.mark.parametrize(
-    "packing", (*K_PACKINGS, *LATTICE_PACKINGS), ids=lambda p: p.name
-)
+searched = pytest.mark.parametrize("packing", SEARCHED_PACKINGS, ids=lambda p: p.name)
 examples = settings(max_examples=40, deadline=None)
 
 

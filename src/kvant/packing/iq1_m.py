@@ -16,7 +16,7 @@ __all__ = ["IQ1_M"]
 
 
 class IQ1_M(LatticePacking):
-    """w = (d / 8 sub) (8 t + shift), t in -1, 0, 1, shift 1 or -1, sub 1, 3, ... 15 for 16 weights."""
+    """w = (d / 8 sub) (8 t + shift), t in -1, 0, 1, shift 1 or -1, sub 1, 3, ... 15 for sixteen."""
 
     name = "IQ1_M"
     bits = 3

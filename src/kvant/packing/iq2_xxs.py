@@ -8,11 +8,11 @@ from kvant.packing.half import half_bytes, half_values
 from kvant.packing.lattice import TERNARY, LatticeGrid
 from kvant.packing.lattice_layout import (
     LatticePacking,
-    from_words,
-    words_of,
     add_signs,
     codes_of_points,
+    from_words,
     sign_bytes,
+    words_of,
 )
 from kvant.packing.spec import Bytes, Codes, Scales, empty_scales
 

@@ -8,11 +8,11 @@ from kvant.packing.half import half_bytes, half_values
 from kvant.packing.lattice import LatticeGrid
 from kvant.packing.lattice_layout import (
     LatticePacking,
-    from_words,
-    words_of,
     add_signs,
     codes_of_points,
+    from_words,
     sign_bytes,
+    words_of,
 )
 from kvant.packing.spec import Bytes, Codes, Scales, empty_scales
 
@@ -20,7 +20,7 @@ __all__ = ["IQ3_XXS"]
 
 
 class IQ3_XXS(LatticePacking):
-    """w = (d / 4 sub) level with its sign; levels 4, 12, ... 52, 62, sub 1, 3, ... 31 for 32 weights."""
+    """w = (d / 4 sub) level with its sign; levels 4, 12, ... 52, 62, sub odd, to 31, for 32."""
 
     name = "IQ3_XXS"
     bits = 4

@@ -1,10 +1,10 @@
 """Codebook packings (IQ1, IQ2, IQ3) in NumPy: the specification of native/kernels/lattice*.h.
 
 Four or eight weights together are one *point* of a table: each coordinate has one of a few levels,
-and only some combinations of levels are in the table, so that its number takes fewer bits than the
-levels would. Signs are stored beside the point (``even``: seven of eight weights, the last makes the
-number of minus signs even), or the levels are signed and may all be shifted by an eighth up or down. A
-sub-block has an odd integer scale under the half scale of the block of 256:
+and only some combinations of levels are in the table, so that its number takes fewer bits than
+the levels would. Signs are stored beside the point (``even``: seven of eight weights, the last
+makes the number of minus signs even), or the levels are signed and may all be shifted by an eighth
+up or down. A sub-block has an odd integer scale under the half scale of the block of 256:
 
     w = (d unit) sub level,    sub in 1, 3, ..., 2 steps + 1.
 
@@ -14,17 +14,17 @@ packings; `LatticeGrid.numbers` turns a group of them into the number that the f
 The search: for a scale, each weight is rounded to a level by itself. The combination need not be in
 the table; the points nearest to it, found once for every combination, are tried, and the one of
 least weighted error is taken (where signs must be even and are not, the sign that costs least to
-turn is turned, and its cost is part of the point's; of two points under the same signs, it is turned
-in that where it costs less). For fixed points the best scale has a closed
-form, A / B with A = sum w x level, B = sum w level^2. A sub-block tries scales in several relations
-to its root mean square, solves each, and once more takes the points of the best and solves again.
-Of a few values of d that one is taken whose odd multiples lie nearest to the exact scales; with the
-points and integers that gives, d has a closed form too; under that d each sub-block tries the nearest
-integer and its neighbours. The better of the two rounds is kept.
+turn is turned, and its cost is part of the point's; of two points under the same signs, it is
+turned in that where it costs less). For fixed points the best scale has a closed form, A / B with
+A = sum w x level, B = sum w level^2. A sub-block tries scales in several relations to its root mean
+square, solves each, and once more takes the points of the best and solves again. Of a few values of
+d that one is taken whose odd multiples lie nearest to the exact scales; with the points and integers
+that gives, d has a closed form too; under that d each sub-block tries the nearest integer and its
+neighbours. The better of the two rounds is kept.
 
 Everything is float32, in the order written here, multiply and add never fused, so that every
-implementation gives the same bits. `sums` add group to group coordinate by coordinate and then the
-coordinates in pairs.
+implementation gives the same bits. Sums go from group to group coordinate by coordinate, and then
+over the coordinates in pairs.
 """
 
 from __future__ import annotations
@@ -213,8 +213,8 @@ class LatticeGrid:
     def _nearest(
         self, g: _Groups, s: Floats, near: int, low: bool, turned: npt.NDArray[np.bool_]
     ) -> _Found:
-        """The best of the ``near`` points around each group [groups] under scale ``s``; a sign has to
-        be turned where ``turned`` [groups] says so."""
+        """The best of the ``near`` points around each group [groups] under scale ``s``; a sign has
+        to be turned where ``turned`` [groups] says so."""
         levels = self._levels(low)
         step = np.float32((self.levels[-1] - self.levels[0]) / (len(self.levels) - 1))
         t = (g.a * reciprocal_or_zero(s)[:, None] - levels[0]) * (_ONE / step)

@@ -1,10 +1,10 @@
 """llama-quantize's choice of tensor types: the tool itself where it is built, and its rules retold.
 
 The rules are those of ``src/llama-quant.cpp`` (``llama_tensor_get_type_impl``,
-``tensor_type_fallback``) for dense llama and qwen models without an importance matrix
-(with one for the file types of code books, which ask for it), written down as tables a reader can lay beside the C++. `tool_types` asks the tool, so that a test can show
-that retelling and tool agree; no wheel brings that tool, so it is looked for in the folder named by
-``KVANT_LLAMA_BIN`` and on the path.
+``tensor_type_fallback``) for dense llama and qwen models without an importance matrix (with one for
+the file types of code books, which ask for it), written down as tables a reader can lay beside the
+C++. `tool_types` asks the tool, so that a test can show that retelling and tool agree; no wheel
+brings that tool, so it is looked for in the folder named by ``KVANT_LLAMA_BIN`` and on the path.
 """
 
 from __future__ import annotations

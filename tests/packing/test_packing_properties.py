@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvant.errors import UsageError
 from kvant.packing import Packing, all_packings, dequantize, get, known, native, quantize
 from kvant.packing.spec import SCALES
-from oracles.kernels import BLOCK_PACKINGS, PLAIN_PACKINGS
+from oracles.kernels import BLOCK_PACKINGS, PLAIN_PACKINGS, SEARCHED_PACKINGS
 from oracles.strategies import blocks, blocks_and_importance, codes_and_scales
 
 by_name = pytest.mark.parametrize("packing", BLOCK_PACKINGS, ids=lambda p: p.name)

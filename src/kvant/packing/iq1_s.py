@@ -16,7 +16,7 @@ __all__ = ["IQ1_S"]
 
 
 class IQ1_S(LatticePacking):
-    """w = (d / 8 sub) (8 t + shift), t in -1, 0, 1, shift 1 or -1, sub 1, 3, ... 15 for 32 of them."""
+    """w = (d / 8 sub) (8 t + shift), t in -1, 0, 1, shift 1 or -1, sub odd, to 15, for 32."""
 
     name = "IQ1_S"
     bits = 2

@@ -18,9 +18,9 @@ turn is turned, and its cost is part of the point's; of two points under the sam
 turned in that where it costs less). For fixed points the best scale has a closed form, A / B with
 A = sum w x level, B = sum w level^2. A sub-block tries scales in several relations to its root mean
 square, solves each, and once more takes the points of the best and solves again. Of a few values of
-d that one is taken whose odd multiples lie nearest to the exact scales; with the points and integers
-that gives, d has a closed form too; under that d each sub-block tries the nearest integer and its
-neighbours. The better of the two rounds is kept.
+d that one is taken whose odd multiples lie nearest to the exact scales; with the points and
+integers that gives, d has a closed form too; under that d each sub-block tries the nearest integer
+and its neighbours. The better of the two rounds is kept.
 
 Everything is float32, in the order written here, multiply and add never fused, so that every
 implementation gives the same bits. Sums go from group to group coordinate by coordinate, and then

@@ -12,6 +12,7 @@ import numpy as np
 
 from kvant import _core
 from kvant.errors import UnsupportedError, UsageError
+from kvant.packing.half import to_half
 from kvant.packing.spec import SCALES, Bytes, Codes, Floats, Scales
 from kvant.packing.types import BY_NAME, StorageType
 
@@ -21,6 +22,7 @@ __all__ = [
     "decode",
     "dequantize",
     "encode",
+    "encode_groups",
     "fit",
     "layout",
     "quantize",
@@ -74,6 +76,7 @@ _KNOWN = frozenset(
         *("F32", "F16", "BF16"),
         *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
         *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+        *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
     )
 )
 
@@ -131,8 +134,19 @@ def quantize(name: str, x: Floats, importance: Floats | None = None) -> Bytes:
     return convert_rows("F32", name, x.view(np.uint8), x.shape[1], importance)
 
 
-def quantize_weighed(name: str, x: Floats, weights: Floats, out: Bytes | None = None) -> Bytes:
+def quantize_weighed(
+    name: str,
+    x: Floats,
+    weights: Floats,
+    out: Bytes | None = None,
+    *,
+    keep_energy: bool = False,
+) -> Bytes:
     """Quantise float32 rows with a weight for every single error, both [rows, columns].
+
+    The scales of least error shrink what they store, the more so the fewer bits there are. With
+    ``keep_energy`` d is drawn out again until sum w y^2 is sum w x^2 in each block: more error in
+    each weight, less of it in one direction.
 
     The result is uint8 [rows, row bytes], in ``out`` if given (flat, large enough).
 
@@ -146,8 +160,17 @@ def quantize_weighed(name: str, x: Floats, weights: Floats, out: Bytes | None = 
         row, column = np.argwhere(~fine)[0]
         raise BadWeight(int(row), int(column), float(x[row, column]))
     blocks = np.ascontiguousarray(x).reshape(-1, storage.block)
-    scales = fit(name, blocks, np.ascontiguousarray(weights).reshape(blocks.shape))
-    packed = layout(name, encode(name, blocks, scales), scales)
+    weights = np.ascontiguousarray(weights).reshape(blocks.shape)
+    scales = fit(name, blocks, weights)
+    codes = encode(name, blocks, scales, weights)
+    if keep_energy:
+        y = decode(name, codes, scales)
+        energy = np.einsum("ij,ij,ij->i", weights, blocks, blocks)
+        kept = np.einsum("ij,ij,ij->i", weights, y, y)
+        some = (kept > 0) & np.isfinite(energy)
+        factor = np.sqrt(np.where(some, energy / np.where(some, kept, 1), 1)).astype(np.float32)
+        scales["d"] = to_half(scales["d"] * factor)
+    packed = layout(name, codes, scales)
     if out is None:
         return packed.reshape(len(x), -1)
     found = out[: packed.size].reshape(len(x), -1)
@@ -162,10 +185,30 @@ def fit(name: str, x: Floats, importance: Floats | None = None) -> Scales:
     return scales
 
 
-def encode(name: str, x: Floats, scales: Scales) -> Codes:
-    """Codes of blocks ``x`` under fixed ``scales``."""
+def encode(name: str, x: Floats, scales: Scales, importance: Floats | None = None) -> Codes:
+    """Codes of blocks ``x`` under fixed ``scales``.
+
+    ``importance``, of the same shape, matters where weights share a code (IQ1, IQ2, IQ3).
+    """
     codes = np.empty(x.shape, np.uint8)
-    _core.encode(_storage(name).id, x, _bytes_of(scales), codes)
+    if importance is None:
+        _core.encode(_storage(name).id, x, _bytes_of(scales), codes)
+    else:
+        _core.encode_weighted(_storage(name).id, x, importance, _bytes_of(scales), codes)
+    return codes
+
+
+def encode_groups(
+    name: str, x: Floats, scales: Floats, low: Bytes, importance: Floats | None = None
+) -> Codes:
+    """Codes of groups ``x`` [groups, 4 or 8] of a codebook packing (IQ1, IQ2, IQ3).
+
+    Each is encoded under its own scale (float32 [groups]: what levels are multiplied with) and
+    shift (``low`` [groups], bytes, not zero where IQ1_S shifts down). For methods that go through a
+    row group by group and correct what comes after.
+    """
+    codes = np.empty(x.shape, np.uint8)
+    _core.encode_groups(_storage(name).id, x, importance, scales, low.reshape(-1, 1), codes)
     return codes
 
 

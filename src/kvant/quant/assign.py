@@ -7,12 +7,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kvant.errors import UsageError
-from kvant.packing import get
+from kvant.packing import get, known
 from kvant.quant.recipe import ModelShape, Recipe
 
-__all__ = ["FALLBACKS", "KEPT", "Assignment", "Slot", "assign", "parse_override"]
+__all__ = [
+    "FALLBACKS",
+    "KEPT",
+    "NEED_IMPORTANCE",
+    "Assignment",
+    "Slot",
+    "assign",
+    "parse_override",
+]
+
+NEED_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
+"""Packings with so few combinations that what matters has to be known: llama.cpp refuses them
+without an importance matrix."""
 
 FALLBACKS: dict[str, str] = {
+    **dict.fromkeys(sorted(NEED_IMPORTANCE | {"IQ3_S"}), "IQ4_NL" if known("IQ4_NL") else "Q4_0"),
     "Q2_K": "Q4_0",
     "Q3_K": "Q4_0",
     "Q4_K": "Q5_0",

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.packing import convert_rows, dequantize, quantize_weighed
+from kvant.quant.assign import NEED_IMPORTANCE
 from kvant.quant.weighting import BY_SIZE, error_weights
 
 __all__ = ["pack_rows"]
@@ -45,4 +46,4 @@ def pack_rows(
     with np.errstate(invalid="ignore", over="ignore"):  # a bad weight is found in what follows
         weights = error_weights(target, x, importance)
     assert weights is not None
-    return quantize_weighed(target, x, weights, out)
+    return quantize_weighed(target, x, weights, out, keep_energy=target in NEED_IMPORTANCE)

@@ -1,0 +1,208 @@
+"""Divergence with some tensors replaced: the model runs from the first of them on, and no further.
+
+The tokens go through the model a few chunks at a time. The stream before each layer is computed
+once; for every tensor, or group of tensors, of that layer the rest of the model runs again with
+the replacement in place, and its predictions are compared with the base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant import _core
+from kvant.checkpoint import Checkpoint
+from kvant.engine import Engine, KvSequence
+from kvant.errors import DataError
+from kvant.packing import dequantize, get
+
+__all__ = ["CONTEXT", "STEP", "Probe", "Replacement", "chunks_of", "divergence"]
+
+Floats = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int32]
+
+CONTEXT = 256
+"""Tokens a chunk."""
+
+STEP = 2
+"""Chunks that run together."""
+
+_UNSCORED = 64
+"""Tokens at the beginning of a chunk whose predictions are not compared."""
+
+_LOGITS_BYTES = 128 << 20
+"""Most bytes of the base's logits that are kept; of a large vocabulary only some rows are scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """Tensors that are replaced together, and the packing each gets."""
+
+    packings: Mapping[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their canonical names."""
+        return tuple(self.packings)
+
+
+Rows = Callable[[str, str], npt.NDArray[np.uint8]]
+"""A tensor's packed rows, by name and packing."""
+
+
+def chunks_of(tokens: Tokens, count: int) -> Tokens:
+    """``count`` chunks from all over a text: int32 [chunks, CONTEXT], fewer if it is short."""
+    whole = len(tokens) // CONTEXT
+    picked = np.unique(np.linspace(0, whole - 1, min(count, whole)).astype(int))
+    return tokens[: whole * CONTEXT].reshape(whole, CONTEXT)[picked]
+
+
+def divergence(base: Floats, other: Floats, threads: int) -> npt.NDArray[np.float64]:
+    """KL(base || other) of each row of logits, in nats.
+
+    Raises:
+        DataError: NaN or infinity.
+    """
+    rows = len(base)
+    nll, kld = np.empty((2, rows)), np.empty((1, rows))
+    same, targets = np.empty((1, rows), np.uint8), np.zeros(rows, np.int32)
+    if _core.score([base, other], targets, nll, kld, same, threads) is not None:
+        raise DataError("The model gives NaN or infinity, expected finite logits; check its weights.")
+    found: npt.NDArray[np.float64] = kld[0]
+    return found
+
+
+class Probe:
+    """A model and some text, ready to be asked what a replacement costs."""
+
+    def __init__(self, checkpoint: Checkpoint, engine: Engine, chunks: Tokens) -> None:
+        self._checkpoint, self._engine = checkpoint, engine
+        self._chunks = chunks
+        refs = checkpoint.graph.weights
+        self._layer_of = {name: ref.layer for name, ref in refs.items()}
+        self._embedding = next(n for n, r in refs.items() if r.role == "token_embd")
+        self._head = next((n for n, r in refs.items() if r.role == "output"), self._embedding)
+
+    def moments(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Floats]:
+        """Mean square of each linear's input over all chunks, float32 [columns], by name."""
+        engine, count = self._engine, 0
+        sums: dict[str, npt.NDArray[np.float64]] = {}
+        for start in range(0, len(self._chunks), STEP):
+            batch = self._chunks[start : start + STEP]
+            with _Batch(engine, batch) as b:
+                stream = engine.embed(batch.reshape(-1))
+                for layer in range(engine.layers):
+                    stream, inputs = engine.run_layer(
+                        layer, stream, b.work, capture=engine.linears(layer)
+                    )
+                    for name, x in inputs.items():
+                        sums[name] = sums.get(name, 0) + np.square(x, dtype=np.float64).sum(0)
+                rows = np.arange(len(stream), dtype=np.int32)
+                x = engine.run_rest(engine.layers, stream, b.work, rows, logits=False)
+                sums[self._head] = sums.get(self._head, 0) + np.square(x, dtype=np.float64).sum(0)
+            count += batch.size
+            if progress is not None:
+                progress(count, self._chunks.size)
+        return {name: (total / count).astype(np.float32) for name, total in sums.items()}
+
+    def measure(
+        self,
+        replacements: Sequence[Replacement],
+        rows_of: Rows,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Mean divergence of each chunk with each replacement: float64 [replacements, chunks]."""
+        found = np.zeros((len(replacements), len(self._chunks)))
+        starts = [self._start(r) for r in replacements]
+        done, total = 0, len(replacements) * -(-len(self._chunks) // STEP)
+        for first in range(0, len(self._chunks), STEP):
+            batch = self._chunks[first : first + STEP]
+            with _Batch(self._engine, batch) as b:
+                stream = self._engine.embed(batch.reshape(-1))
+                base = self._engine.run_rest(0, stream, b.work, b.rows)
+                for layer in range(self._engine.layers + 1):
+                    for index in (i for i, start in enumerate(starts) if start == layer):
+                        kld = self._with(replacements[index], layer, stream, base, b, rows_of)
+                        found[index, first : first + len(batch)] = kld
+                        done += 1
+                        if progress is not None:
+                            progress(done, total)
+                    if layer < self._engine.layers:
+                        stream, _ = self._engine.run_layer(layer, stream, b.work)
+        return found
+
+    def _start(self, replacement: Replacement) -> int:
+        """The first layer that changes; the number of layers where only the head does."""
+        layers = [self._layer_of[name] for name in replacement.names]
+        if self._embedding in replacement.names:
+            return 0
+        return min(self._engine.layers if layer is None else layer for layer in layers)
+
+    def _with(
+        self,
+        replacement: Replacement,
+        layer: int,
+        stream: Floats,
+        base: Floats,
+        batch: _Batch,
+        rows_of: Rows,
+    ) -> npt.NDArray[np.float64]:
+        weights: dict[str, _core.Weight] = {}
+        for name, packing in replacement.packings.items():
+            packed = rows_of(name, packing)
+            if name == self._embedding:
+                stream = stream + self._moved(packing, packed, batch.tokens)
+                if self._head != self._embedding:
+                    continue
+            columns = self._checkpoint.weights[name].stored.row_length
+            weights[name] = _core.Weight.of_array(get(packing).storage.id, columns, packed)
+        with self._engine.replaced(weights):
+            other = self._engine.run_rest(layer, stream, batch.work, batch.rows)
+        kld = divergence(base, other, self._engine.threads)
+        return kld.reshape(batch.count, -1).mean(1)
+
+    def _moved(self, packing: str, packed: npt.NDArray[np.uint8], tokens: Tokens) -> Floats:
+        """By how much the stream before the first layer changes with the embedding's rounding."""
+        ids, places = np.unique(tokens, return_inverse=True)
+        weight = self._checkpoint.weights[self._embedding]
+        with weight.open() as fd:
+            rows = [weight.read_rows_f32(fd, i, i + 1) for i in ids.tolist()]
+        before = np.concatenate(rows)
+        moved: Floats = (dequantize(packing, packed[ids]) - before)[places]
+        return moved * self._embedding_scale(before[places], tokens)
+
+    def _embedding_scale(self, rows: Floats, tokens: Tokens) -> np.float32:
+        """What the graph multiplies embeddings with: by least squares, from what it makes of them.
+
+        Positions that are added on top are as good as independent of the rows, so the slope is a
+        scale only where it is clearly not one.
+        """
+        stream = self._engine.embed(tokens).astype(np.float64)
+        slope = float((stream * rows).sum() / np.square(rows, dtype=np.float64).sum())
+        return np.float32(slope if abs(slope - 1) > 0.2 else 1.0)
+
+
+class _Batch:
+    """Chunks that run together, with sequences to run in; and which of their rows are scored."""
+
+    def __init__(self, engine: Engine, chunks: Tokens) -> None:
+        self.count = len(chunks)
+        self.tokens = np.ascontiguousarray(chunks.reshape(-1))
+        length = chunks.shape[1]
+        scored = self.count * (length - _UNSCORED)
+        stride = max(1, -(-4 * scored * engine.vocab_size // _LOGITS_BYTES))
+        one = np.arange(min(_UNSCORED, length - 1), length, stride)
+        self.rows = np.concatenate([one + i * length for i in range(self.count)]).astype(np.int32)
+        self._sequences: list[KvSequence] = [engine.sequence() for _ in chunks]
+        self.work = [(s, length) for s in self._sequences]
+
+    def __enter__(self) -> _Batch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sequence in self._sequences:
+            sequence.free()

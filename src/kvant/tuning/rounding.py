@@ -1,0 +1,102 @@
+"""How far rounding moves a tensor's outputs, relatively, at each packing; and its packed rows.
+
+An output of a linear is a sum over inputs; where the errors of weights are independent of one
+another, its mean squared error is the sum of their squares, each weighted by its input's mean
+square ("second moment"). Relative to the outputs' own mean square, estimated alike, that is one
+number a packing, and divergence is proportional to it as long as it is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant.checkpoint import Weight
+from kvant.packing import get, quantize
+from kvant.packing.native import dequantize
+
+__all__ = ["Floats", "importance_of", "packed_rows", "relative_errors"]
+
+Floats = npt.NDArray[np.float32]
+
+_SAMPLE = 1_000_000
+"""Weights of a tensor that are looked at: errors relative to one another are then within about a
+per cent of the whole tensor's."""
+
+_RUN = 2_000_000  # weights a thread takes at a time
+
+
+def importance_of(moments: Floats | None) -> Floats | None:
+    """Second moments as packings want importance: of the order of one, never zero.
+
+    A column that no text reached still has weights that some text will use.
+    """
+    if moments is None:
+        return None
+    mean = float(moments.mean(dtype=np.float64))
+    if not mean > 0:
+        return None
+    scaled: Floats = np.maximum(moments / np.float32(mean), np.float32(1e-4))
+    return scaled.astype(np.float32)
+
+
+def relative_errors(
+    weight: Weight, packings: Sequence[str], moments: Floats | None, *, searched: bool, threads: int
+) -> dict[str, float]:
+    """The relative error of each packing: squared, weighted by ``moments``, on a sample of rows.
+
+    Args:
+        weight: the tensor.
+        packings: which; the one it is stored as has error 0.
+        moments: mean square of each input, float32 [columns]; None counts all alike.
+        searched: whether scales are searched with ``moments`` as importance, too.
+        threads: processors to use.
+
+    Raises:
+        DataError: NaN or infinity among the weights.
+    """
+    rows, columns = weight.stored.rows, weight.stored.row_length
+    step = weight.row_step
+    runs = max(1, min(rows // step, -(-_SAMPLE // (columns * step))))
+    picked = np.unique(np.linspace(0, rows // step - 1, runs).astype(int)) * step
+    with weight.open() as fd:
+        x = np.concatenate([weight.read_rows_f32(fd, at, at + step) for at in picked.tolist()])
+    importance = importance_of(moments) if searched else None
+    squares = np.ones(columns) if moments is None else moments.astype(np.float64)
+    whole = float((x.astype(np.float64) ** 2 @ squares).sum())
+
+    def error(packing: str) -> float:
+        if packing == weight.stored.type.name or whole == 0:
+            return 0.0
+        difference = x - dequantize(packing, quantize(packing, x, importance))
+        return float((difference.astype(np.float64) ** 2 @ squares).sum()) / whole
+
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(packings, pool.map(error, packings), strict=True))
+
+
+def packed_rows(
+    weight: Weight, packing: str, importance: Floats | None, *, threads: int
+) -> npt.NDArray[np.uint8]:
+    """A whole weight in another packing, rows in the canonical order: uint8 [rows, row bytes]."""
+    rows, columns = weight.stored.rows, weight.stored.row_length
+    out = np.empty((rows, get(packing).storage.row_bytes(columns)), np.uint8)
+    with weight.open() as fd, ThreadPoolExecutor(threads) as pool:
+
+        def convert(run: tuple[int, int]) -> None:
+            start, stop = run
+            x = weight.read_rows_f32(fd, start, stop)
+            out[start:stop] = quantize(packing, x, importance)
+
+        for _ in pool.map(convert, _runs(rows, columns, weight.row_step)):
+            pass
+    return out
+
+
+def _runs(rows: int, columns: int, step: int) -> Iterator[tuple[int, int]]:
+    height = max(1, _RUN // (columns * step)) * step
+    for start in range(0, rows, height):
+        yield start, min(rows, start + height)

@@ -7,12 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
-
-from kvant.api.measurement import read_text
-from kvant.api.source import Source, tokenizer_of
-from kvant.builtin import builtin_text
+from kvant.calibration import Chunks, Importance
 from kvant.checkpoint import Checkpoint
 from kvant.errors import UsageError
 from kvant.export.gguf.plan import ModelKeys, Plan, model_shape, model_slots, plan_export
@@ -22,7 +17,6 @@ from kvant.quant.assign import parse_override
 from kvant.quant.mixture import mixture_recipe
 from kvant.quant.recipe import Recipe
 from kvant.tuning.candidates import FAST, candidates, choose_packings, stored_as
-from kvant.tuning.probe import CONTEXT
 from kvant.tuning.sensitivity import EFFORTS, Effort, Progress, Sensitivity, measure_costs
 from kvant.units import size_text
 
@@ -37,7 +31,6 @@ __all__ = [
 ]
 
 _ROUNDS = 16
-_LEAST_TOKENS = 4 * CONTEXT
 
 MakePlan = Callable[[Recipe], Plan]
 
@@ -138,8 +131,8 @@ def search_budgets(
     effort: Effort = "balanced",
     packings: Sequence[str] = (FAST,),
     overrides: Sequence[str] = (),
-    text: Source | None = None,
-    moments: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    chunks: Chunks | None = None,
+    importance: Importance | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> BudgetSearch:
@@ -151,14 +144,14 @@ def search_budgets(
         effort: ``fast`` runs nothing; ``balanced`` and ``best`` measure.
         packings: that tensors may get: ``fast``, ``all``, or names.
         overrides: ``REGEX=PACKING`` texts; what they match is not searched.
-        text: to measure on; by default the built-in calibration text.
-        moments: mean squares of linears' inputs, where they are known.
+        chunks: the text to measure on; not needed for ``fast``.
+        importance: of this model's inputs, where it is known.
         threads: processors to use.
         progress: called with what is done, steps done and steps in all.
 
     Raises:
-        UsageError: no such effort or packing; a text that is too short.
-        InputError: the model has no tokenizer, or cannot be run.
+        UsageError: no such effort or packing.
+        InputError: the model cannot be run.
     """
     if effort not in EFFORTS:
         raise UsageError(f"effort should be one of {', '.join(EFFORTS)}, got {effort!r}.")
@@ -166,8 +159,8 @@ def search_budgets(
         checkpoint,
         choose_packings(packings),
         effort=effort,
-        tokens=None if effort == "fast" else _tokens(checkpoint, text),
-        moments=moments,
+        tokens=None if chunks is None else chunks.ids.reshape(-1),
+        importance=importance,
         threads=threads,
         progress=progress,
     )
@@ -204,25 +197,23 @@ def _recipe(checkpoint: Checkpoint, tensors: Mapping[str, str]) -> Recipe:
     return mixture_recipe(tensors, model_slots(checkpoint), model_shape(checkpoint))
 
 
-def _tokens(checkpoint: Checkpoint, text: Source | None) -> npt.NDArray[np.int32]:
-    path = builtin_text("calibration") if text is None else text
-    ids = tokenizer_of(checkpoint).encode(read_text(path), add_special=False)
-    if len(ids) < _LEAST_TOKENS:
-        raise UsageError(
-            f"{path}: gives {len(ids)} tokens, measuring needs at least {_LEAST_TOKENS}. "
-            "Give a longer text, or --effort fast, which measures nothing."
-        )
-    return np.array(ids, np.int32)
-
-
 def plan_maker(
-    checkpoint: Checkpoint, model: ModelKeys, overrides: Sequence[str], split_size: int | None
+    checkpoint: Checkpoint,
+    model: ModelKeys,
+    overrides: Sequence[str],
+    split_size: int | None,
+    importance: Importance | None,
 ) -> MakePlan:
     """Plans of one model by recipe; its keys are computed once."""
 
     def make_plan(recipe: Recipe) -> Plan:
         return plan_export(
-            checkpoint, recipe, overrides=overrides, split_size=split_size, model=model
+            checkpoint,
+            recipe,
+            overrides=overrides,
+            split_size=split_size,
+            model=model,
+            importance=importance,
         )
 
     return make_plan

@@ -17,9 +17,11 @@ from kvant.api.budget import (
     too_few_bits,
     too_small,
 )
-from kvant.api.conversion import Artefact, quantize
+from kvant.api.calibration import calibration_chunks
+from kvant.api.conversion import Artefact, importance_of, quantize
 from kvant.api.measurement import evaluate
 from kvant.api.source import Source, open_source, threads_or_default
+from kvant.calibration import Importance, collect_importance
 from kvant.errors import UsageError
 from kvant.evaluation import EvalResult
 from kvant.evaluation.gate import check_limits
@@ -71,7 +73,8 @@ def quantize_within(
     max_kld: float | None = None,
     effort: Effort = "balanced",
     packings: Sequence[str] = (FAST,),
-    text: Source | None = None,
+    texts: Sequence[Source | tuple[Source, float]] = (),
+    importance: Source | Importance | None = None,
     validation: Source | None = None,
     tensors: Sequence[str] = (),
     save_recipe: Source | None = None,
@@ -97,7 +100,10 @@ def quantize_within(
         effort: ``fast`` measures nothing, ``balanced`` takes minutes, ``best`` several times that.
         packings: that matrices may get: ``fast`` (those common runtimes run at full speed),
             ``all``, or names.
-        text: what costs are measured on; by default the built-in calibration text.
+        texts: what costs, and importance unless it is given, are measured on: UTF-8 files, each
+            alone or with its share; by default the built-in calibration text.
+        importance: how much each input of a linear matters, or a file of it; by default, but not
+            for ``fast``, it is measured first.
         validation: what ``max_kld`` is measured on; by default the built-in evaluation text.
         tensors: ``REGEX=PACKING`` texts; what they match is not searched.
         save_recipe: file to write the recipe to; `quantize` takes it as a recipe.
@@ -116,20 +122,31 @@ def quantize_within(
     _check_budgets(fit, bpw, max_kld)
     checkpoint = open_source(source)
     model = model_metadata(checkpoint, pre_tokenizer=pre_tokenizer)
-    make_plan = plan_maker(checkpoint, model, tensors, split_size)
+    given = None if importance is None else importance_of(importance, checkpoint)
+    make_plan = plan_maker(checkpoint, model, tensors, split_size, given)
     smallest = smallest_plan(checkpoint, packings, pinned_by(checkpoint, tensors), make_plan)
     # Minutes of measuring come after it is known that the budget can be met at all.
     if fit is not None and smallest.size > fit:
         raise too_small(checkpoint, fit, smallest.size)
     if bpw is not None and smallest.bits_per_weight > bpw:
         raise too_few_bits(checkpoint, bpw, smallest.bits_per_weight)
+    chunks = None if effort == "fast" else calibration_chunks(checkpoint, texts)
+    if given is None and chunks is not None:
+        given = collect_importance(
+            checkpoint,
+            chunks,
+            threads=threads_or_default(threads),
+            progress=None if progress is None else _named(progress, "calibrating"),
+        )
+        make_plan = plan_maker(checkpoint, model, tensors, split_size, given)
     search = search_budgets(
         checkpoint,
         make_plan,
         effort=effort,
         packings=packings,
         overrides=tensors,
-        text=text,
+        chunks=chunks,
+        importance=given,
         threads=threads_or_default(threads),
         progress=progress,
     )
@@ -141,6 +158,7 @@ def quantize_within(
             target,
             threads=threads,
             tensors=tensors,
+            importance=given,
             split_size=split_size,
             pre_tokenizer=pre_tokenizer,
             force=replacing,
@@ -183,6 +201,10 @@ def _check_budgets(fit: int | None, bpw: float | None, max_kld: float | None) ->
 
 def _weights(progress: Progress) -> Callable[[int, int, str], None]:
     return lambda done, total, name: progress(f"writing {name}", done, total)
+
+
+def _named(progress: Progress, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(what, done, total)
 
 
 Write = Callable[[Recipe, "Source | None", bool, bool], Artefact]
@@ -272,5 +294,5 @@ class _Trials:
             self._source,
             text=self._validation,
             threads=self._threads,
-            progress=None if progress is None else lambda d, t: progress("measuring", d, t),
+            progress=None if progress is None else _named(progress, "measuring"),
         )[1]

@@ -86,28 +86,6 @@ class Probe:
         self._embedding = next(n for n, r in refs.items() if r.role == "token_embd")
         self._head = next((n for n, r in refs.items() if r.role == "output"), self._embedding)
 
-    def moments(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Floats]:
-        """Mean square of each linear's input over all chunks, float32 [columns], by name."""
-        engine, count = self._engine, 0
-        sums: dict[str, npt.NDArray[np.float64]] = {}
-        for start in range(0, len(self._chunks), STEP):
-            batch = self._chunks[start : start + STEP]
-            with _Batch(engine, batch) as b:
-                stream = engine.embed(batch.reshape(-1))
-                for layer in range(engine.layers):
-                    stream, inputs = engine.run_layer(
-                        layer, stream, b.work, capture=engine.linears(layer)
-                    )
-                    for name, x in inputs.items():
-                        sums[name] = sums.get(name, 0) + np.square(x, dtype=np.float64).sum(0)
-                rows = np.arange(len(stream), dtype=np.int32)
-                x = engine.run_rest(engine.layers, stream, b.work, rows, logits=False)
-                sums[self._head] = sums.get(self._head, 0) + np.square(x, dtype=np.float64).sum(0)
-            count += batch.size
-            if progress is not None:
-                progress(count, self._chunks.size)
-        return {name: (total / count).astype(np.float32) for name, total in sums.items()}
-
     def measure(
         self,
         replacements: Sequence[Replacement],

@@ -18,7 +18,7 @@ from kvant.checkpoint import Weight
 from kvant.packing import get, quantize
 from kvant.packing.native import dequantize
 
-__all__ = ["Floats", "importance_of", "packed_rows", "relative_errors"]
+__all__ = ["Floats", "packed_rows", "relative_errors"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -29,30 +29,16 @@ per cent of the whole tensor's."""
 _RUN = 2_000_000  # weights a thread takes at a time
 
 
-def importance_of(moments: Floats | None) -> Floats | None:
-    """Second moments as packings want importance: of the order of one, never zero.
-
-    A column that no text reached still has weights that some text will use.
-    """
-    if moments is None:
-        return None
-    mean = float(moments.mean(dtype=np.float64))
-    if not mean > 0:
-        return None
-    scaled: Floats = np.maximum(moments / np.float32(mean), np.float32(1e-4))
-    return scaled.astype(np.float32)
-
-
 def relative_errors(
-    weight: Weight, packings: Sequence[str], moments: Floats | None, *, searched: bool, threads: int
+    weight: Weight, packings: Sequence[str], importance: Floats | None, *, threads: int
 ) -> dict[str, float]:
-    """The relative error of each packing: squared, weighted by ``moments``, on a sample of rows.
+    """The relative error of each packing, squared and weighted, on a sample of rows.
 
     Args:
         weight: the tensor.
         packings: which; the one it is stored as has error 0.
-        moments: mean square of each input, float32 [columns]; None counts all alike.
-        searched: whether scales are searched with ``moments`` as importance, too.
+        importance: mean square of each input over their mean, float32 [columns]: what errors are
+            weighed by, and scales searched with; None counts all alike.
         threads: processors to use.
 
     Raises:
@@ -64,8 +50,7 @@ def relative_errors(
     picked = np.unique(np.linspace(0, rows // step - 1, runs).astype(int)) * step
     with weight.open() as fd:
         x = np.concatenate([weight.read_rows_f32(fd, at, at + step) for at in picked.tolist()])
-    importance = importance_of(moments) if searched else None
-    squares = np.ones(columns) if moments is None else moments.astype(np.float64)
+    squares = np.ones(columns) if importance is None else importance.astype(np.float64)
     whole = float((x.astype(np.float64) ** 2 @ squares).sum())
 
     def error(packing: str) -> float:

@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from kvant.calibration import Importance
 from kvant.checkpoint import Checkpoint, Weight
 from kvant.engine import load_engine
 from kvant.packing import Packing, get
@@ -28,7 +29,7 @@ from kvant.quant.allocate import Choice, Item
 from kvant.tuning.candidates import candidates, stored_as
 from kvant.tuning.priors import prior
 from kvant.tuning.probe import CONTEXT, STEP, Probe, Replacement, chunks_of
-from kvant.tuning.rounding import importance_of, packed_rows, relative_errors
+from kvant.tuning.rounding import packed_rows, relative_errors
 
 __all__ = ["EFFORTS", "Effort", "Sensitivity", "TensorCost", "measure_costs"]
 
@@ -44,7 +45,6 @@ _CHUNKS = {"balanced": 32, "best": 96}
 """Chunks of text at most: beyond, a small model's figures only get slower, not better."""
 
 _LEAST_CHUNKS = 2
-_MOMENT_CHUNKS = 64
 _MEASURED_BITS = 3.4
 _BEST_BITS = (2.7, 4.5)
 
@@ -107,8 +107,6 @@ class Sensitivity:
     passes: float
     """How often the tokens went through the whole model, in all."""
     seconds: float
-    moments: Mapping[str, Floats]
-    """Mean squares of the inputs, by tensor name; empty where nothing was run."""
 
     def to_json(self) -> dict[str, object]:
         """As plain data."""
@@ -127,7 +125,7 @@ def measure_costs(
     *,
     effort: Effort = "balanced",
     tokens: npt.NDArray[np.int32] | None = None,
-    moments: Mapping[str, Floats] | None = None,
+    importance: Importance | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Sensitivity:
@@ -139,8 +137,7 @@ def measure_costs(
         effort: ``fast`` runs nothing and takes coefficients that other models had; the others
             measure them, ``best`` on more text and at two packings.
         tokens: the text they are measured on, int32 [n]; not the one that variants are judged by.
-        moments: mean squares of linears' inputs, if they are known; otherwise they are taken from
-            the same text.
+        importance: how much each input of a linear matters; without it all count alike.
         threads: processors to use.
         progress: called with what is done, steps done, steps in all.
 
@@ -148,27 +145,21 @@ def measure_costs(
         NotEnoughMemoryError, InputError, DataError: as for `kvant.engine.load_engine`.
     """
     started = time.perf_counter()
-    table = _Table(checkpoint, packings, threads, progress or (lambda what, done, total: None))
+    report = progress or (lambda what, done, total: None)
+    table = _Table(checkpoint, packings, importance, threads, report)
+    table.find_errors()
     if effort == "fast":
-        table.find_errors(moments or {}, searched=bool(moments))
         found = table.costs(table.priors(), {})
-        return Sensitivity(effort, found, 0, 0.0, time.perf_counter() - started, moments or {})
+        return Sensitivity(effort, found, 0, 0.0, time.perf_counter() - started)
     assert tokens is not None
-    engine = load_engine(checkpoint, threads=threads, kv_tokens=STEP * CONTEXT + 64)
     groups, count = table.groups(effort)
-    moment_chunks = chunks_of(tokens, _MOMENT_CHUNKS)
-    if moments is None:
-        known = Probe(checkpoint, engine, moment_chunks).moments(table.reporter("reading text"))
-    else:
-        known = dict(moments)
-    table.find_errors(known, searched=True)
     chunks = chunks_of(tokens, count)
+    engine = load_engine(checkpoint, threads=threads, kv_tokens=STEP * CONTEXT + 64)
     bits = _BEST_BITS if effort == "best" else (_MEASURED_BITS,)
     measured = table.measure(Probe(checkpoint, engine, chunks), groups, bits)
     found = table.costs(table.coefficients(groups, measured), measured)
     passes = table.passes(groups) * len(bits)
-    seconds = time.perf_counter() - started
-    return Sensitivity(effort, found, chunks.size, passes, seconds, known)
+    return Sensitivity(effort, found, chunks.size, passes, time.perf_counter() - started)
 
 
 _Group = tuple[str, ...]
@@ -182,10 +173,11 @@ class _Table:
         self,
         checkpoint: Checkpoint,
         packings: Sequence[Packing],
+        importance: Importance | None,
         threads: int,
         progress: Progress,
     ) -> None:
-        self._checkpoint, self._threads, self._progress = checkpoint, threads, progress
+        self._importance, self._threads, self._progress = importance, threads, progress
         self._refs = checkpoint.graph.weights
         self.weights: dict[str, Weight] = {
             name: w for name, w in checkpoint.weights.items() if len(w.shape) >= 2
@@ -195,7 +187,6 @@ class _Table:
             for name, w in self.weights.items()
         }
         self.errors: dict[str, dict[str, float]] = {}
-        self._moments: Mapping[str, Floats] = {}
         self._layers = checkpoint.config.num_hidden_layers
         self._tied = not any(r.role == "output" for r in self._refs.values())
 
@@ -256,18 +247,18 @@ class _Table:
 
     # -- errors and coefficients
 
-    def find_errors(self, moments: Mapping[str, Floats], *, searched: bool) -> None:
+    def find_errors(self) -> None:
         """Relative errors of every tensor at each of its packings."""
-        self._moments = moments
         for done, (name, weight) in enumerate(self.weights.items()):
             self._progress("rounding", done, len(self.weights))
             self.errors[name] = relative_errors(
-                weight,
-                self._candidates[name],
-                moments.get(name),
-                searched=searched,
-                threads=self._threads,
+                weight, self._candidates[name], self._weighing(name), threads=self._threads
             )
+
+    def _weighing(self, name: str) -> Floats | None:
+        """A tensor's importance; of stacked experts the mean, which they hardly differ from."""
+        known = None if self._importance is None else self._importance.for_tensor(name)
+        return known.mean(0) if known is not None and known.ndim == 2 else known
 
     def priors(self) -> dict[str, float]:
         """Coefficients as other models had them."""
@@ -342,5 +333,5 @@ class _Table:
         return min(quantised, key=lambda p: abs(get(p).bits_per_weight - bits))
 
     def _rows(self, name: str, packing: str) -> npt.NDArray[np.uint8]:
-        importance = importance_of(self._moments.get(name))
-        return packed_rows(self.weights[name], packing, importance, threads=self._threads)
+        weight = self.weights[name]
+        return packed_rows(weight, packing, self._weighing(name), threads=self._threads)

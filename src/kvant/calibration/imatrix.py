@@ -248,16 +248,13 @@ def write_importance(
         OutputError: the file exists and not ``force``, or cannot be written.
         UnsupportedError: a name is too long for llama.cpp.
     """
-    path = Path(path)
-    parts = _legacy_parts(importance) if path.suffix == ".dat" else _gguf_parts(importance)
     with AtomicFile(path, force=force) as out:
-        for part in parts:
-            out.write(part)
+        out.write(importance_bytes(importance, legacy=Path(path).suffix == ".dat"))
 
 
-def importance_bytes(importance: Importance) -> bytes:
-    """What `write_importance` writes, in GGUF."""
-    return b"".join(_gguf_parts(importance))
+def importance_bytes(importance: Importance, *, legacy: bool = False) -> bytes:
+    """What `write_importance` writes: GGUF, or llama.cpp's older format."""
+    return b"".join(_legacy_parts(importance) if legacy else _gguf_parts(importance))
 
 
 def _gguf_parts(importance: Importance) -> Iterator[bytes]:

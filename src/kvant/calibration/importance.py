@@ -111,9 +111,12 @@ class Importance:
         return self._ready[name]
 
     def cold(self) -> list[Cold]:
-        """Tensors with inputs the text hardly used."""
+        """Tensors with inputs the text hardly used; of those that share an input, the first."""
         found = []
+        firsts = {id(sums): name for name, sums in reversed(list(self.sums.items()))}
         for name, moments in self.moments.items():
+            if firsts[id(self.sums[name])] != name:
+                continue
             rows = moments if moments.ndim == 2 else moments[None]
             active = self.seen[name] > 0
             means = rows.mean(-1, keepdims=True, dtype=np.float64)

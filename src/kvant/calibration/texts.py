@@ -82,45 +82,27 @@ def choose_chunks(
     shares = np.array([t.weight for t in texts], np.float64)
     shares /= shares.sum()
     most = int(min(len(c) / s for c, s in zip(cut, shares, strict=True)) + 1e-9)
-    wanted = (TOKENS if tokens is None else tokens) // size
-    _check(texts, cut, shares, size, most, wanted, stated=tokens is not None)
-    counts = _apportion(shares, min(wanted, most), [len(c) for c in cut])
+    least = -(-LEAST_TOKENS // size)
+    if tokens is not None and tokens < least * size:
+        raise UsageError(
+            f"Calibration needs at least {least * size:,} tokens, got --tokens {tokens:,}: with "
+            "fewer, chance decides what looks important. Ask for more."
+        )
+    total = max(least, min(most, TOKENS // size)) if tokens is None else tokens // size
+    counts = _apportion(shares, total)
     parts, used = [], []
     for text, rows, count in zip(texts, cut, counts, strict=True):
+        if count > len(rows):
+            longer = "Give a longer text"
+            if tokens is not None and most >= least:
+                longer += f", or ask for at most {most * size:,} tokens"
+            raise UsageError(
+                f"{text.name}: the text is too short to calibrate on: it gives {len(text.ids):,} "
+                f"tokens, {count} chunks of {size} ({count * size:,} tokens) are needed. {longer}."
+            )
         parts.append(rows[np.arange(count) * len(rows) // max(1, count)])
         used.append(Text(text.name, text.weight, count * size))
     return Chunks(np.concatenate(parts), tuple(used))
-
-
-def _check(
-    texts: Sequence[Encoded],
-    cut: Sequence[Ids],
-    shares: npt.NDArray[np.float64],
-    size: int,
-    most: int,
-    wanted: int,
-    *,
-    stated: bool,
-) -> None:
-    least = -(-LEAST_TOKENS // size)
-    if stated and wanted < least:
-        raise UsageError(
-            f"Calibration needs at least {least * size:,} tokens ({least} chunks of {size}), got "
-            f"--tokens {wanted * size:,}. Ask for more."
-        )
-    need = wanted if stated else least
-    for text, rows, share in zip(texts, cut, shares, strict=True):
-        chunks = int(np.ceil(need * share - 1e-9))
-        if need > most and len(rows) < chunks:
-            remedy = (
-                f"Give a longer text, or ask for at most {most * size:,} tokens."
-                if stated and most >= least
-                else "Give a longer text."
-            )
-            raise UsageError(
-                f"{text.name}: the text is too short to calibrate on: it gives {len(text.ids):,} "
-                f"tokens, {chunks} chunks of {size} ({chunks * size:,} tokens) are needed. {remedy}"
-            )
 
 
 def _chunk(chunk: int | None, max_context: int | None) -> int:
@@ -143,12 +125,11 @@ def _cut(text: Encoded, bos: int | None, size: int) -> Ids:
     return rows
 
 
-def _apportion(shares: npt.NDArray[np.float64], total: int, limits: Sequence[int]) -> list[int]:
-    """Whole chunks in proportion, ``total`` in all where limits allow (largest remainders)."""
+def _apportion(shares: npt.NDArray[np.float64], total: int) -> list[int]:
+    """Whole chunks in proportion, ``total`` in all: largest remainders, of equals the first."""
     exact = shares * total
-    counts = np.minimum(np.floor(exact + 1e-9).astype(int), limits)
+    counts = np.floor(exact + 1e-9).astype(int)
     order = sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))
-    for i in order:
-        if counts.sum() < total and counts[i] < limits[i]:
-            counts[i] += 1
+    for i in order[: total - int(counts.sum())]:
+        counts[i] += 1
     return [int(c) for c in counts]

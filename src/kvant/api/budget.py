@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from kvant.calibration import Chunks, Importance
+import numpy as np
+
+from kvant.calibration import Chunks, Importance, collect_importance, importance_bytes
 from kvant.checkpoint import Checkpoint
 from kvant.errors import UsageError
 from kvant.export.gguf.plan import ModelKeys, Plan, model_shape, model_slots, plan_export
@@ -22,7 +25,10 @@ from kvant.units import size_text
 
 __all__ = [
     "BudgetSearch",
+    "collected",
+    "named",
     "pinned_by",
+    "placeholder",
     "plan_maker",
     "search_budgets",
     "smallest_plan",
@@ -195,6 +201,30 @@ def too_few_bits(checkpoint: Checkpoint, asked: float, least: float) -> UsageErr
 
 def _recipe(checkpoint: Checkpoint, tensors: Mapping[str, str]) -> Recipe:
     return mixture_recipe(tensors, model_slots(checkpoint), model_shape(checkpoint))
+
+
+def collected(
+    checkpoint: Checkpoint, chunks: Chunks, threads: int, progress: Progress | None
+) -> Importance:
+    """The model's importance over the chunks, with the checksum its file would have."""
+    found = collect_importance(
+        checkpoint, chunks, threads=threads, progress=named(progress, "calibrating")
+    )
+    return replace(found, sha256=hashlib.sha256(importance_bytes(found)).hexdigest())
+
+
+def placeholder(checkpoint: Checkpoint, chunks: Chunks) -> Importance:
+    """Importance that takes as much room in a header as what will be collected over the chunks."""
+    names = [n for n, w in checkpoint.weights.items() if len(w.shape) >= 2]
+    sums = {n: np.ones(checkpoint.weights[n].stored.row_length, np.float32) for n in names}
+    one = np.ones(1, np.int64)
+    datasets = tuple(t.name for t in chunks.texts)
+    return Importance(sums, dict.fromkeys(sums, one), datasets=datasets, sha256="0" * 64)
+
+
+def named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    """The progress of one part of the work."""
+    return None if progress is None else lambda done, total: progress(what, done, total)
 
 
 def plan_maker(

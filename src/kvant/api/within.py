@@ -10,7 +10,10 @@ from pathlib import Path
 
 from kvant.api.budget import (
     BudgetSearch,
+    collected,
+    named,
     pinned_by,
+    placeholder,
     plan_maker,
     search_budgets,
     smallest_plan,
@@ -21,7 +24,7 @@ from kvant.api.calibration import calibration_chunks
 from kvant.api.conversion import Artefact, importance_of, quantize
 from kvant.api.measurement import evaluate
 from kvant.api.source import Source, open_source, threads_or_default
-from kvant.calibration import Importance, collect_importance
+from kvant.calibration import Importance
 from kvant.errors import UsageError
 from kvant.evaluation import EvalResult
 from kvant.evaluation.gate import check_limits
@@ -123,21 +126,17 @@ def quantize_within(
     checkpoint = open_source(source)
     model = model_metadata(checkpoint, pre_tokenizer=pre_tokenizer)
     given = None if importance is None else importance_of(importance, checkpoint)
-    make_plan = plan_maker(checkpoint, model, tensors, split_size, given)
+    chunks = None if effort == "fast" else calibration_chunks(checkpoint, texts)
+    expected = given if chunks is None or given is not None else placeholder(checkpoint, chunks)
+    make_plan = plan_maker(checkpoint, model, tensors, split_size, expected)
     smallest = smallest_plan(checkpoint, packings, pinned_by(checkpoint, tensors), make_plan)
     # Minutes of measuring come after it is known that the budget can be met at all.
     if fit is not None and smallest.size > fit:
         raise too_small(checkpoint, fit, smallest.size)
     if bpw is not None and smallest.bits_per_weight > bpw:
         raise too_few_bits(checkpoint, bpw, smallest.bits_per_weight)
-    chunks = None if effort == "fast" else calibration_chunks(checkpoint, texts)
     if given is None and chunks is not None:
-        given = collect_importance(
-            checkpoint,
-            chunks,
-            threads=threads_or_default(threads),
-            progress=None if progress is None else _named(progress, "calibrating"),
-        )
+        given = collected(checkpoint, chunks, threads_or_default(threads), progress)
         make_plan = plan_maker(checkpoint, model, tensors, split_size, given)
     search = search_budgets(
         checkpoint,
@@ -201,10 +200,6 @@ def _check_budgets(fit: int | None, bpw: float | None, max_kld: float | None) ->
 
 def _weights(progress: Progress) -> Callable[[int, int, str], None]:
     return lambda done, total, name: progress(f"writing {name}", done, total)
-
-
-def _named(progress: Progress, what: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(what, done, total)
 
 
 Write = Callable[[Recipe, "Source | None", bool, bool], Artefact]
@@ -294,5 +289,5 @@ class _Trials:
             self._source,
             text=self._validation,
             threads=self._threads,
-            progress=None if progress is None else _named(progress, "measuring"),
+            progress=named(progress, "measuring"),
         )[1]

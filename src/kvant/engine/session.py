@@ -349,12 +349,20 @@ class Engine:
         width = self.vocab_size if logits else self.hidden_size
         out = np.empty((len(rows), width), np.float32)
         stream = np.ascontiguousarray(hidden, np.float32)
-        wanted = (None, out) if logits else (out, None)
         with self._lock:
             self._reserve([(s, tokens[:n]) for s, n in sequences])
             layout = self._layout(sequences)
             found = self._plan.step(
-                tokens, *layout, rows, layer, self.layers, stream, None, *wanted, []
+                tokens,
+                *layout,
+                rows,
+                layer,
+                self.layers,
+                stream,
+                None,
+                None if logits else out,
+                out if logits else None,
+                [],
             )
             self._check(found)
         return out

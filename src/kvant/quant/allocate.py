@@ -168,7 +168,7 @@ class Front:
     # -- what rounding left over
 
     def _spend(self, picked: list[int], budget: int) -> None:
-        """Improve ``picked`` in place: the best single move or pair of moves, until none is left."""
+        """Improve ``picked`` in place by the best move or pair of moves, while there is one."""
         for _ in range(_MOST_MOVES):
             room = budget - self._mixture(picked).nbytes
             moves = [
@@ -196,7 +196,7 @@ def _best_moves(moves: Sequence[_Move], room: int) -> tuple[float, list[_Move]]:
     numbers = np.array([m[2] for m in moves])
     single = np.where(nbytes <= room, costs, 0.0)
     gain, chosen = float(single.min()), [moves[int(single.argmin())]]
-    for at in np.flatnonzero(costs > 0):  # a step down that makes room for a larger step up
+    for at in np.flatnonzero(costs > 0).tolist():  # a step down makes room for one up
         allowed = (nbytes + nbytes[at] <= room) & (numbers != numbers[at])
         pair = np.where(allowed, costs + costs[at], 0.0)
         if pair.min() < gain:

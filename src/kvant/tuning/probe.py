@@ -34,7 +34,7 @@ _UNSCORED = 64
 """Tokens at the beginning of a chunk whose predictions are not compared."""
 
 _LOGITS_BYTES = 128 << 20
-"""Most bytes of the base's logits that are kept; of a large vocabulary only some rows are scored."""
+"""Most bytes of logits of one model at once; of a large vocabulary only some rows are scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,8 @@ def chunks_of(tokens: Tokens, count: int) -> Tokens:
     """``count`` chunks from all over a text: int32 [chunks, CONTEXT], fewer if it is short."""
     whole = len(tokens) // CONTEXT
     picked = np.unique(np.linspace(0, whole - 1, min(count, whole)).astype(int))
-    return tokens[: whole * CONTEXT].reshape(whole, CONTEXT)[picked]
+    chosen: Tokens = tokens[: whole * CONTEXT].reshape(whole, CONTEXT)[picked]
+    return chosen
 
 
 def divergence(base: Floats, other: Floats, threads: int) -> npt.NDArray[np.float64]:
@@ -70,7 +71,9 @@ def divergence(base: Floats, other: Floats, threads: int) -> npt.NDArray[np.floa
     nll, kld = np.empty((2, rows)), np.empty((1, rows))
     same, targets = np.empty((1, rows), np.uint8), np.zeros(rows, np.int32)
     if _core.score([base, other], targets, nll, kld, same, threads) is not None:
-        raise DataError("The model gives NaN or infinity, expected finite logits; check its weights.")
+        raise DataError(
+            "The model gives NaN or infinity, expected finite logits; check its weights."
+        )
     found: npt.NDArray[np.float64] = kld[0]
     return found
 
@@ -141,7 +144,8 @@ class Probe:
         with self._engine.replaced(weights):
             other = self._engine.run_rest(layer, stream, batch.work, batch.rows)
         kld = divergence(base, other, self._engine.threads)
-        return kld.reshape(batch.count, -1).mean(1)
+        means: npt.NDArray[np.float64] = kld.reshape(batch.count, -1).mean(1)
+        return means
 
     def _moved(self, packing: str, packed: npt.NDArray[np.uint8], tokens: Tokens) -> Floats:
         """By how much the stream before the first layer changes with the embedding's rounding."""

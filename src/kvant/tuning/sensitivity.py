@@ -235,7 +235,9 @@ class _Table:
 
     def _head_weights(self) -> int:
         role = "token_embd" if self._tied else "output"
-        return next(w.stored.elements for n, w in self.weights.items() if self._refs[n].role == role)
+        return next(
+            w.stored.elements for n, w in self.weights.items() if self._refs[n].role == role
+        )
 
     def _parameters(self) -> int:
         """Weights a token is multiplied with."""

@@ -19,16 +19,16 @@ from kvant.engine import Engine, KvSequence
 from kvant.errors import DataError
 from kvant.packing import dequantize, get
 
-__all__ = ["CONTEXT", "STEP", "Probe", "Replacement", "chunks_of", "divergence"]
+__all__ = ["CONTEXT", "STEP_TOKENS", "Probe", "Replacement", "chunks_of", "divergence"]
 
 Floats = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
 
 CONTEXT = 256
-"""Tokens a chunk."""
+"""Tokens a chunk, unless the model takes fewer."""
 
-STEP = 2
-"""Chunks that run together."""
+STEP_TOKENS = 512
+"""Tokens that run together, in whole chunks."""
 
 _UNSCORED = 64
 """Tokens at the beginning of a chunk whose predictions are not compared."""
@@ -53,11 +53,11 @@ Rows = Callable[[str, str], npt.NDArray[np.uint8]]
 """A tensor's packed rows, by name and packing."""
 
 
-def chunks_of(tokens: Tokens, count: int) -> Tokens:
-    """``count`` chunks from all over a text: int32 [chunks, CONTEXT], fewer if it is short."""
-    whole = len(tokens) // CONTEXT
+def chunks_of(tokens: Tokens, count: int, length: int = CONTEXT) -> Tokens:
+    """``count`` chunks from all over a text: int32 [chunks, length], fewer if it is short."""
+    whole = len(tokens) // length
     picked = np.unique(np.linspace(0, whole - 1, min(count, whole)).astype(int))
-    chosen: Tokens = tokens[: whole * CONTEXT].reshape(whole, CONTEXT)[picked]
+    chosen: Tokens = tokens[: whole * length].reshape(whole, length)[picked]
     return chosen
 
 
@@ -84,6 +84,7 @@ class Probe:
     def __init__(self, checkpoint: Checkpoint, engine: Engine, chunks: Tokens) -> None:
         self._checkpoint, self._engine = checkpoint, engine
         self._chunks = chunks
+        self._together = max(1, min(STEP_TOKENS, engine.step_tokens) // chunks.shape[1])
         refs = checkpoint.graph.weights
         self._layer_of = {name: ref.layer for name, ref in refs.items()}
         self._embedding = next(n for n, r in refs.items() if r.role == "token_embd")
@@ -99,9 +100,9 @@ class Probe:
         """Mean divergence of each chunk with each replacement: float64 [replacements, chunks]."""
         found = np.zeros((len(replacements), len(self._chunks)))
         starts = [self._start(r) for r in replacements]
-        done, total = 0, len(replacements) * -(-len(self._chunks) // STEP)
-        for first in range(0, len(self._chunks), STEP):
-            batch = self._chunks[first : first + STEP]
+        done, total = 0, len(replacements) * -(-len(self._chunks) // self._together)
+        for first in range(0, len(self._chunks), self._together):
+            batch = self._chunks[first : first + self._together]
             with _Batch(self._engine, batch) as b:
                 stream = self._engine.embed(batch.reshape(-1))
                 base = self._engine.run_rest(0, stream, b.work, b.rows)
@@ -175,9 +176,10 @@ class _Batch:
         self.count = len(chunks)
         self.tokens = np.ascontiguousarray(chunks.reshape(-1))
         length = chunks.shape[1]
-        scored = self.count * (length - _UNSCORED)
+        first = min(_UNSCORED, length // 2)
+        scored = self.count * (length - first)
         stride = max(1, -(-4 * scored * engine.vocab_size // _LOGITS_BYTES))
-        one = np.arange(min(_UNSCORED, length - 1), length, stride)
+        one = np.arange(first, length, stride)
         self.rows = np.concatenate([one + i * length for i in range(self.count)]).astype(np.int32)
         self._sequences: list[KvSequence] = [engine.sequence() for _ in chunks]
         self.work = [(s, length) for s in self._sequences]

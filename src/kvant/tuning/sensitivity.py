@@ -28,7 +28,7 @@ from kvant.packing import Packing, get
 from kvant.quant.allocate import Choice, Item
 from kvant.tuning.candidates import candidates, stored_as
 from kvant.tuning.priors import prior
-from kvant.tuning.probe import CONTEXT, STEP, Probe, Replacement, chunks_of
+from kvant.tuning.probe import CONTEXT, STEP_TOKENS, Probe, Replacement, chunks_of
 from kvant.tuning.rounding import packed_rows, relative_errors
 
 __all__ = ["EFFORTS", "Effort", "Sensitivity", "TensorCost", "measure_costs"]
@@ -153,8 +153,10 @@ def measure_costs(
         return Sensitivity(effort, found, 0, 0.0, time.perf_counter() - started)
     assert tokens is not None
     groups, count = table.groups(effort)
-    chunks = chunks_of(tokens, count)
-    engine = load_engine(checkpoint, threads=threads, kv_tokens=STEP * CONTEXT + 64)
+    length = min(CONTEXT, checkpoint.config.max_position_embeddings)
+    chunks = chunks_of(tokens, count, length)
+    room = 2 * STEP_TOKENS  # blocks are not shared between chunks
+    engine = load_engine(checkpoint, threads=threads, kv_tokens=room)
     bits = _BEST_BITS if effort == "best" else (_MEASURED_BITS,)
     measured = table.measure(Probe(checkpoint, engine, chunks), groups, bits)
     found = table.costs(table.coefficients(groups, measured), measured)

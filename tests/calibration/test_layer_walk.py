@@ -177,6 +177,11 @@ def test_a_cache_that_is_too_small(loaded: tuple[Checkpoint, Engine]) -> None:
     small = load_engine(loaded[0], threads=1, kv_tokens=32, step_tokens=48)
     with pytest.raises(CacheFullError, match="larger cache"):
         LayerWalk(small, CHUNKS)
+    # One that takes the longest chunk and no more: fewer chunks a batch, the same figures.
+    small = load_engine(loaded[0], threads=1, kv_tokens=64, step_tokens=256)
+    want, _ = walk_all(LayerWalk(loaded[1], CHUNKS))
+    found, _ = walk_all(LayerWalk(small, CHUNKS))
+    assert all(np.array_equal(found[name], want[name]) for name in want)
 
 
 def test_a_full_disk_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

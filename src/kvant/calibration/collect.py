@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from kvant import _core
 from kvant.calibration.belongs import model_fingerprint
 from kvant.calibration.importance import Importance
-from kvant.calibration.layers import LayerWalk
+from kvant.calibration.layers import Inputs, LayerWalk
 from kvant.calibration.texts import Chunks
 from kvant.checkpoint import Checkpoint
 from kvant.engine import Engine, load_engine
@@ -25,8 +25,12 @@ __all__ = ["collect_importance"]
 
 Floats = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 
 Progress = Callable[[int, int], None]
+
+_CACHE = 512
+"""Tokens of the cache, unless a chunk is longer: as many as go through the layers at once."""
 
 
 def collect_importance(
@@ -57,35 +61,36 @@ def collect_importance(
     """
     limit = available_memory() if max_memory is None else max_memory
     length = chunks.ids.shape[1]
-    engine, resident = _load(checkpoint, length, threads, limit)
+    engine, resident = _load(checkpoint, max(length, _CACHE), threads, limit)
     room = max(0, limit - engine.memory.total - (0 if resident else _largest_layer(checkpoint)))
     walk = LayerWalk(engine, list(chunks.ids), max_memory=room, folder=scratch)
     total, done = walk.tokens * (engine.layers + 1), 0
-    sums: dict[str, Floats] = {}
-    while not walk.at_head:
-        groups = walk.groups
-        found: dict[str, Sums] = {}
-        with _loaded_layer(checkpoint, engine, walk.layer, skip=resident):
-            for batch in walk.inputs_and_advance([names[0] for names in groups]):
-                for name, x in batch.items():
-                    _add_squares(found, name, x)
-                done += len(next(iter(batch.values())))
-                if progress is not None:
-                    progress(done, total)
-        for names in groups:
-            sums |= dict.fromkeys(names, _rounded(checkpoint, names[0], found[names[0]]))
-    head = "output.weight" if "output.weight" in checkpoint.weights else "token_embd.weight"
-    last: dict[str, Sums] = {}
-    for x in walk.head_inputs():
-        _add_squares(last, head, x)
-        done += len(x)
+    gathered = _Gathered(checkpoint)
+
+    def count(rows: int) -> None:
+        nonlocal done
+        done += rows
         if progress is not None:
             progress(done, total)
-    sums[head] = _rounded(checkpoint, head, last[head])
-    seen = np.array([walk.tokens], np.int64)
+
+    while not walk.at_head:
+        groups = {names[0]: names for names in walk.groups}
+        with _loaded_layer(checkpoint, engine, walk.layer, skip=resident):
+            for batch, rows in zip(
+                walk.inputs_and_advance(list(groups)), walk.batch_rows, strict=True
+            ):
+                gathered.add(batch)
+                count(rows)
+        gathered.share(groups)
+    if not getattr(engine, "encodes", False):  # an encoder ends in states
+        head = "output.weight" if "output.weight" in checkpoint.weights else "token_embd.weight"
+        for x in walk.head_inputs():
+            gathered.add({head: x})
+            count(len(x))
+        gathered.share({head: [head]})
     return Importance(
-        sums,
-        dict.fromkeys(sums, seen),
+        gathered.sums,
+        gathered.seen,
         chunk=length,
         chunks=len(chunks.ids),
         datasets=tuple(t.name for t in chunks.texts),
@@ -97,24 +102,55 @@ def collect_importance(
     )
 
 
-def _add_squares(sums: dict[str, Sums], name: str, x: Floats) -> None:
-    """Add the column sums of ``x`` squared: rows in order in float32, batches in float64.
+class _Gathered:
+    """Sums of squares while they grow, in float64, and the finished ones."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._growing: dict[str, tuple[Sums, Counts]] = {}
+        self.sums: dict[str, Floats] = {}
+        self.seen: dict[str, Counts] = {}
+
+    def add(self, batch: Inputs) -> None:
+        """Add a batch. Rows of experts are told apart by ``batch.experts`` (`engine.Inputs`)."""
+        experts: dict[str, npt.NDArray[np.int32]] = getattr(batch, "experts", {})
+        for name, x in batch.items():
+            shape = self._checkpoint.weights[name].shape
+            count = shape[0] if name in experts else 1
+            if name not in self._growing:
+                self._growing[name] = (np.zeros((count, x.shape[1])), np.zeros(count, np.int64))
+            sums, seen = self._growing[name]
+            for expert in range(count):
+                rows = x[(experts[name] == expert).any(1)] if name in experts else x
+                seen[expert] += len(rows)
+                sums[expert] += _squares(rows)
+
+    def share(self, groups: Mapping[str, Sequence[str]]) -> None:
+        """Finish what was added, for all linears that read the same input."""
+        for first, (sums, seen) in self._growing.items():
+            values = _rounded(self._checkpoint, first, sums)
+            stacked = len(self._checkpoint.weights[first].shape) == 3
+            for name in groups[first]:
+                self.sums[name] = values if stacked else values[0]
+                self.seen[name] = seen
+        self._growing.clear()
+
+
+def _squares(x: Floats) -> Floats:
+    """Column sums of ``x`` squared, rows in order, in float32 (a batch is a few hundred rows).
 
     NumPy adds along the first axis row by row, so the same bits come out on every machine.
     """
-    squares = np.square(x, out=None)
-    total = np.add.reduce(squares, axis=0, dtype=np.float32)
-    if name in sums:
-        sums[name] += total
-    else:
-        sums[name] = total.astype(np.float64)
+    with np.errstate(over="ignore"):  # said with the tensor's name at the end
+        total: Floats = np.add.reduce(np.square(x), axis=0)
+    return total
 
 
 def _rounded(checkpoint: Checkpoint, name: str, sums: Sums) -> Floats:
     with np.errstate(over="ignore"):
         values = sums.astype(np.float32)
     if not np.isfinite(values).all():
-        column = int(np.argmin(np.isfinite(values)))
+        column = int(np.argwhere(~np.isfinite(values))[0][1])
         raise DataError(
             f"{checkpoint.path}: the input of {quote(name)} is NaN or infinite in column {column}, "
             "expected finite activations. Check the weights with `kvant verify`."
@@ -172,6 +208,8 @@ def _layer_weights(
     weights = {}
     for name in engine.linears(layer):
         weight = checkpoint.weights[name]
+        if len(weight.shape) != 2:  # stacks of experts stay in the file: few of them run
+            continue
         with weight.open() as fd:
             rows = weight.read_rows(fd, 0, weight.stored.rows)
         weights[name] = _core.Weight.of_array(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from kvant.calibration.states import States
 from kvant.engine import Engine, KvSequence
+from kvant.engine.kv_blocks import KvBlocks
 from kvant.errors import CacheFullError, ContextError, UsageError
 
 __all__ = ["Inputs", "LayerWalk"]
@@ -44,8 +45,8 @@ class LayerWalk:
             ...
 
     Batches are the same for every layer and for every walk over the same chunks on engines of one
-    ``step_tokens``, so two walks (a model and its quantised twin) may be zipped. Keys and values
-    are in the cache only while a batch runs; several walks may share an engine.
+    ``step_tokens`` and cache, so two walks (a model and its quantised twin) may be zipped. Keys and
+    values are in the cache only while a batch runs; several walks may share an engine.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class LayerWalk:
         self.tokens = sum(self._lengths)
         """Tokens of all chunks."""
         self._starts = np.concatenate([[0], np.cumsum(self._lengths)]).tolist()
-        self._batches = list(_batches(self._lengths, engine.step_tokens))
+        self._batches = list(_batches(self._lengths, engine.step_tokens, engine.kv))
         self._torn = False
         self._states = States(self.tokens, engine.hidden_size, max_memory=max_memory, folder=folder)
         for start, chunk in zip(self._starts, chunks, strict=False):
@@ -108,6 +109,11 @@ class LayerWalk:
     def groups(self) -> list[list[str]]:
         """Names of this layer's linears, those that share an input together."""
         return self.engine.shared_inputs(self._layer())
+
+    @property
+    def batch_rows(self) -> list[int]:
+        """Tokens of each batch."""
+        return [end - start for start, end in map(self._rows, self._batches)]
 
     def hidden(self) -> Iterator[Floats]:
         """The stream before this layer, batch by batch: float32 [tokens, hidden]."""
@@ -205,18 +211,20 @@ class LayerWalk:
         self._states.write(self._rows(batch)[0], values)
 
 
-def _batches(lengths: Sequence[int], most: int) -> Iterator[_Batch]:
-    """Whole chunks while they fit into ``most`` rows; a longer one in pieces by itself."""
+def _batches(lengths: Sequence[int], most: int, kv: KvBlocks) -> Iterator[_Batch]:
+    """Whole chunks while they fit into ``most`` rows and the cache; a longer one in pieces."""
     batch: _Batch = []
-    room = most
+    room, free = most, kv.count
     for chunk, length in enumerate(lengths):
-        if batch and length > room:
+        blocks = -(-length // kv.block_tokens)
+        if batch and (length > room or blocks > free):
             yield batch
-            batch, room = [], most
+            batch, room, free = [], most, kv.count
         begin = 0
         while length - begin > most:
             yield [(chunk, begin, begin + most)]
             begin += most
         batch.append((chunk, begin, length))
         room -= length - begin
+        free -= blocks
     yield batch

@@ -1,22 +1,55 @@
-"""How squared errors of weights are weighed, given how much each input of a linear matters."""
+"""How squared errors of weights are weighed, given how much each input of a linear matters.
+
+An error e of weight [i, j] changes output i by e x_j, whose mean square over a text is
+e^2 E[x_j^2]. So to second order an error counts by the mean square of its column's input, and where
+errors are small (four bits and more) nothing measured was better.
+
+At two and three bits errors are not small. Two corrections pay there: columns are drawn together
+(the power below one), because what follows a linear saturates and the text is finite; and large
+weights count more, as in llama.cpp (``sqrt(sigma^2 + x^2)``, its sigma^2 twice the block's mean
+square), because the scale of least squared error shrinks them, and all in the same direction.
+Divergence of Q2_K files, as a multiple of llama-quantize's with the same importance, on the
+built-in model and on bench/models/qwen3-11m: the mean square alone 0.98 and 1.15, llama.cpp's
+product 1.07 and 1.05, this 0.95 and 1.04. Of Q4_K_M files: 0.99 and 0.95, 0.99 and 0.96, 1.01 and
+1.01.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["column_weights"]
+__all__ = ["BY_SIZE", "error_weights"]
 
 Floats = npt.NDArray[np.float32]
 
+BY_SIZE = frozenset({"Q2_K", "Q3_K"})
+"""Packings whose errors are weighed by the size of the weight too."""
 
-def column_weights(importance: Floats) -> Floats:
-    """The weight of an error in each column: the mean square of the column's input.
+_POWER = np.float32(0.75)
+_SPREAD = np.float32(2)
+_BLOCK = 256
 
-    An error e of weight [i, j] changes output i by e x_j, whose mean square over a text is
-    e^2 E[x_j^2]: so this weighs each column by what its errors do, to first order.
+
+def error_weights(packing: str, x: Floats, importance: Floats) -> Floats:
+    """What the squared error of each weight counts.
 
     Args:
-        importance: mean squares, of the order of one: float32 [columns].
+        packing: the weights are about to be packed in.
+        x: weights, float32 [rows, columns]; for `BY_SIZE` columns are a multiple of 256.
+        importance: mean squares of the columns' inputs, of the order of one: float32 [columns].
+
+    Returns:
+        float32 [columns], or [rows, columns] where the weights' size counts; of the order of one.
     """
-    return np.ascontiguousarray(importance, np.float32)
+    if packing not in BY_SIZE:
+        return np.ascontiguousarray(importance, np.float32)
+    squares = np.square(x).reshape(len(x), -1, _BLOCK)
+    level = squares.mean(-1, keepdims=True, dtype=np.float32)
+    level = np.where(level > 0, level, np.float32(1))  # a block of zeros counts evenly
+    squares += _SPREAD * level
+    squares /= level  # only ratios within a block count
+    np.sqrt(squares, out=squares)
+    weights: Floats = squares.reshape(x.shape)
+    weights *= np.power(importance, _POWER)
+    return weights

@@ -44,7 +44,6 @@ from kvant.packing import get
 from kvant.quant.assign import Assignment, Slot, assign, parse_override
 from kvant.quant.presets import PRESETS
 from kvant.quant.recipe import FLOATS, ModelShape, Recipe
-from kvant.quant.weighting import column_weights
 from kvant.version import __version__
 
 __all__ = [
@@ -333,8 +332,7 @@ def _importance(
     """A tensor's importance, where its packing searches for scales; formulas take none."""
     if importance is None or assignment.packing not in SEARCHED:
         return None
-    known = importance.for_tensor(assignment.slot.name)
-    return None if known is None else column_weights(known)
+    return importance.for_tensor(assignment.slot.name)
 
 
 @dataclass(frozen=True, slots=True)

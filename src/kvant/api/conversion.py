@@ -18,6 +18,7 @@ from kvant.export.gguf.plan import SEARCHED, Plan, PlannedTensor, model_metadata
 from kvant.export.gguf.stream import Progress
 from kvant.export.gguf.write import write_plan
 from kvant.files.atomic import write_atomic
+from kvant.quant.assign import NEED_IMPORTANCE
 from kvant.quant.presets import preset
 from kvant.quant.recipe import Recipe
 from kvant.quant.recipe_file import is_recipe_file, read_recipe, recipe_text
@@ -292,6 +293,12 @@ def _loses_digits(tensor: PlannedTensor) -> bool:
     return change in (("F32", "F16"), ("F32", "BF16"), ("F16", "BF16"))
 
 
+def _needs_importance(tensor: PlannedTensor) -> bool:
+    """Whether it has so few bits that importance decides; an embedding has none."""
+    slot = tensor.assignment.slot
+    return tensor.assignment.packing in NEED_IMPORTANCE and slot.layer is not None
+
+
 def _notes(plan: Plan) -> tuple[str, ...]:
     """Sentences a user should read: what gave way, and what was lost before kvant came."""
     notes = [*plan.checkpoint.notes, *plan.notes]
@@ -322,6 +329,13 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         notes.append(
             f"Weights stored as {', '.join(rounded)} are rounded to {plan.recipe.name}, which "
             f"keeps fewer digits; `kvant convert --dtype {keeps_all}` keeps all."
+        )
+    blind = [t for t in plan.tensors if _needs_importance(t) and t.importance is None]
+    if blind:
+        kinds = ", ".join(sorted({t.assignment.packing for t in blind}))
+        notes.append(
+            f"{len(blind)} tensors are {kinds} without importance, so quality is poor: `kvant "
+            "calibrate SRC` collects it, and `kvant quantize --importance FILE` uses it."
         )
     if plan.checkpoint.ignored:
         keys = plan.checkpoint.ignored

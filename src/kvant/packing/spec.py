@@ -117,6 +117,10 @@ class Packing(ABC):
         """Codes of ``x`` under fixed ``scales``: the nearest level of each weight."""
         return self.grid.encode(x, scales)
 
+    def encode_weighted(self, x: Floats, scales: Scales, importance: Floats | None) -> Codes:
+        """`encode` where weights share a code, so that their importance decides; else `encode`."""
+        return self.encode(x, scales)
+
     def decode(self, codes: Codes, scales: Scales) -> Floats:
         """Weights that ``codes`` under ``scales`` stand for, in the format's own arithmetic."""
         return self.grid.decode(codes, scales)
@@ -132,7 +136,7 @@ class Packing(ABC):
     def pack(self, x: Floats, importance: Floats | None = None) -> Bytes:
         """Quantise: fit, encode, layout."""
         scales = self.fit(x, importance)
-        return self.layout(self.encode(x, scales), scales)
+        return self.layout(self.encode_weighted(x, scales, importance), scales)
 
     def unpack(self, data: Bytes) -> Floats:
         """Dequantise: unlayout, decode."""

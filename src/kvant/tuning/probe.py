@@ -140,8 +140,7 @@ class Probe:
                 stream = stream + self._moved(packing, packed, batch.tokens)
                 if self._head != self._embedding:
                     continue
-            columns = self._checkpoint.weights[name].stored.row_length
-            weights[name] = _core.Weight.of_array(get(packing).storage.id, columns, packed)
+            weights[name] = _engine_weight(packing, packed)
         with self._engine.replaced(weights):
             other = self._engine.run_rest(layer, stream, batch.work, batch.rows)
         kld = divergence(base, other, self._engine.threads)
@@ -167,6 +166,16 @@ class Probe:
         stream = self._engine.embed(tokens).astype(np.float64)
         slope = float((stream * rows).sum() / np.square(rows, dtype=np.float64).sum())
         return np.float32(slope if abs(slope - 1) > 0.2 else 1.0)
+
+
+def _engine_weight(packing: str, packed: npt.NDArray[np.uint8]) -> _core.Weight:
+    """Packed rows for the engine; decoded where it has no kernels for them."""
+    storage = get(packing).storage
+    columns = packed.shape[1] // storage.block_bytes * storage.block
+    if _core.has_panels(storage.id):
+        return _core.Weight.of_array(storage.id, columns, packed)
+    rows = np.ascontiguousarray(dequantize(packing, packed)).view(np.uint8)
+    return _core.Weight.of_array(get("F32").storage.id, columns, rows)
 
 
 class _Batch:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.checkpoint import Weight
-from kvant.packing import get, quantize
-from kvant.packing.native import dequantize
+from kvant.packing import dequantize, get, quantize, quantize_weighed
+from kvant.quant.weighting import BY_SIZE, error_weights
 
 __all__ = ["Floats", "packed_rows", "relative_errors"]
 
@@ -56,7 +56,7 @@ def relative_errors(
     def error(packing: str) -> float:
         if packing == weight.stored.type.name or whole == 0:
             return 0.0
-        difference = x - dequantize(packing, quantize(packing, x, importance))
+        difference = x - dequantize(packing, _quantised(packing, x, importance))
         return float((difference.astype(np.float64) ** 2 @ squares).sum()) / whole
 
     with ThreadPoolExecutor(threads) as pool:
@@ -74,11 +74,18 @@ def packed_rows(
         def convert(run: tuple[int, int]) -> None:
             start, stop = run
             x = weight.read_rows_f32(fd, start, stop)
-            out[start:stop] = quantize(packing, x, importance)
+            out[start:stop] = _quantised(packing, x, importance)
 
         for _ in pool.map(convert, _runs(rows, columns, weight.row_step)):
             pass
     return out
+
+
+def _quantised(packing: str, x: Floats, importance: Floats | None) -> npt.NDArray[np.uint8]:
+    """Packed rows as a file would have them."""
+    if importance is None or packing not in BY_SIZE:
+        return quantize(packing, x, importance)
+    return quantize_weighed(packing, x, error_weights(packing, x, importance))
 
 
 def _runs(rows: int, columns: int, step: int) -> Iterator[tuple[int, int]]:

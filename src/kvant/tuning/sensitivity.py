@@ -47,6 +47,7 @@ _CHUNKS = {"balanced": 32, "best": 96}
 _LEAST_CHUNKS = 2
 _MEASURED_BITS = 3.4
 _BEST_BITS = (2.7, 4.5)
+_SLOW = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,9 +333,16 @@ class _Table:
         )
 
     def _nearest(self, name: str, bits: float) -> str:
-        """The packing that may hold a tensor and is nearest to so many bits a weight."""
-        quantised = self._candidates[name][:-1]
-        return min(quantised, key=lambda p: abs(get(p).bits_per_weight - bits))
+        """The packing that may hold a tensor and is nearest to so many bits a weight.
+
+        One that takes long to search for has to be clearly nearer.
+        """
+
+        def distance(packing: str) -> float:
+            found = get(packing)
+            return abs(found.bits_per_weight - bits) + (0.0 if found.fast else _SLOW)
+
+        return min(self._candidates[name][:-1], key=distance)
 
     def _rows(self, name: str, packing: str) -> npt.NDArray[np.uint8]:
         weight = self.weights[name]

@@ -156,16 +156,23 @@ class _Bench:
         for preset in self._arguments.presets:
             values = []
             for maker in ("kvant", "llama.cpp"):
-                run = child([*words, "-m", self._file(maker, preset), "--kl-divergence"])
-                match = re.search(r"Mean\s+KLD:\s+([0-9.]+)", run.output)
-                if match is None:
-                    raise SystemExit(f"llama-perplexity printed no divergence:\n{run.output}")
-                values.append(float(match[1]))
+                values.append(_their_kld([*words, "-m", self._file(maker, preset)]))
             found[preset] = (values[0], values[1])
         return found
 
     def _file(self, maker: str, preset: str) -> Path:
         return self._folder / f"{maker}-{preset}.gguf"
+
+
+def _their_kld(words: list[str | Path]) -> float:
+    """What llama-perplexity prints; on a busy machine it may end before its last lines are out."""
+    output = ""
+    for _ in range(5):
+        output = child([*words, "--kl-divergence"]).output
+        match = re.search(r"Mean\s+KLD:\s+([0-9.]+)", output)
+        if match is not None:
+            return float(match[1])
+    raise SystemExit(f"llama-perplexity printed no divergence:\n{output[-1000:]}")
 
 
 def _show(pairs: list[Pair], confirmed: dict[str, tuple[float, float]], report: Report) -> None:

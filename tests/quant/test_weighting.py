@@ -7,7 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from kvant.packing import BadWeight, dequantize, get, quantize, quantize_weighed
+from kvant.packing import (
+    BadWeight,
+    convert_rows,
+    dequantize,
+    get,
+    quantize,
+    quantize_weighed,
+)
+from kvant.quant.pack import pack_rows
 from kvant.quant.weighting import BY_SIZE, error_weights
 
 RNG = np.random.default_rng(4)
@@ -19,6 +27,7 @@ IMPORTANCE = RNG.gamma(0.5, 2, 512).astype(np.float32)
 @pytest.mark.parametrize("packing", sorted(BY_SIZE))
 def test_by_size_is_the_formula(packing: str) -> None:
     found = error_weights(packing, X, IMPORTANCE)
+    assert found is not None
     assert found.shape == X.shape
     for row, column in [(0, 0), (0, 511), (4, 255), (2, 256)]:
         block = X[row, column // 256 * 256 :][:256].astype(float)
@@ -34,6 +43,25 @@ def test_by_size_is_the_formula(packing: str) -> None:
 def test_others_count_by_column() -> None:
     for packing in ("Q4_K", "Q5_K", "Q6_K"):
         np.testing.assert_array_equal(error_weights(packing, X, IMPORTANCE), IMPORTANCE)
+        assert error_weights(packing, X, None) is None
+
+
+@pytest.mark.parametrize("packing", ["Q2_K", "Q3_K", "Q4_K", "Q8_0"])
+@pytest.mark.parametrize("importance", [None, IMPORTANCE], ids=["even", "importance"])
+def test_rows_are_packed_by_these_weights(packing: str, importance: np.ndarray | None) -> None:
+    weights = error_weights(packing, X, importance)
+    if weights is None or packing == "Q8_0":
+        want = quantize(packing, X)
+    else:
+        want = quantize_weighed(packing, X, np.broadcast_to(weights, X.shape))
+    halves = convert_rows("F32", "F16", X.view(np.uint8), 512)
+    np.testing.assert_array_equal(
+        pack_rows("F32", packing, X.view(np.uint8), 512, importance), want
+    )
+    again = pack_rows("F16", packing, halves, 512, importance)
+    for row in range(len(X)):  # whatever rows go together
+        one = pack_rows("F16", packing, halves[row : row + 1], 512, importance)
+        np.testing.assert_array_equal(one[0], again[row])
 
 
 @pytest.mark.parametrize("packing", ["Q2_K", "Q3_K", "Q4_K"])

@@ -198,8 +198,8 @@ def _notes(checkpoint: Checkpoint, importance: Importance, cold: Sequence[Cold])
     without = sorted(set(weight_shapes(checkpoint)) - set(importance.sums))
     if without:
         notes.append(
-            f"Not fed by activations, so without importance: {_listed(without)}. Errors in all "
-            "their columns count alike."
+            f"No importance is known of {_listed(without)}: errors in all their columns count "
+            "alike."
         )
     return tuple(notes)
 

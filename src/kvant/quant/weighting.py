@@ -4,14 +4,17 @@ An error e of weight [i, j] changes output i by e x_j, whose mean square over a 
 e^2 E[x_j^2]. So to second order an error counts by the mean square of its column's input, and where
 errors are small (four bits and more) nothing measured was better.
 
-At two and three bits errors are not small. Two corrections pay there: columns are drawn together
-(the power below one), because what follows a linear saturates and the text is finite; and large
-weights count more, as in llama.cpp (``sqrt(sigma^2 + x^2)``, its sigma^2 twice the block's mean
-square), because the scale of least squared error shrinks them, and all in the same direction.
-Divergence of Q2_K files, as a multiple of llama-quantize's with the same importance, on the
-built-in model and on bench/models/qwen3-11m: the mean square alone 0.98 and 1.15, llama.cpp's
-product 1.07 and 1.05, this 0.95 and 1.04. Of Q4_K_M files: 0.99 and 0.95, 0.99 and 0.96, 1.01 and
-1.01.
+At two and three bits errors are not small, and two corrections pay. Columns are drawn together (the
+power below one): what follows a linear saturates, and the text is finite. Large weights count more,
+as in llama.cpp (``sqrt(2 s^2 + x^2)``, with s^2 the mean square of a block): the scale of least
+squared error shrinks them, all in the same direction. The second helps without importance too.
+
+Divergence of files, as a multiple of llama-quantize's with the same importance, on the built-in
+model and on bench/models/qwen3-11m: Q2_K by the mean square alone 0.98 and 1.15, by llama.cpp's
+product 1.07 and 1.05, by this 0.95 and 1.05; Q3_K_M 0.97 and 1.02, 0.98 and 0.97, 0.97 and 0.97;
+Q4_K_M, where the first two are 0.99 and 0.95, 0.99 and 0.96, with the power below one 1.01 and
+1.01. Without importance, weights of different size alike or not: Q2_K 1.08 and 1.22, 1.03 and
+1.10.
 """
 
 from __future__ import annotations
@@ -31,19 +34,21 @@ _SPREAD = np.float32(2)
 _BLOCK = 256
 
 
-def error_weights(packing: str, x: Floats, importance: Floats) -> Floats:
+def error_weights(packing: str, x: Floats, importance: Floats | None) -> Floats | None:
     """What the squared error of each weight counts.
 
     Args:
         packing: the weights are about to be packed in.
         x: weights, float32 [rows, columns]; for `BY_SIZE` columns are a multiple of 256.
-        importance: mean squares of the columns' inputs, of the order of one: float32 [columns].
+        importance: mean squares of the columns' inputs, of the order of one: float32 [columns];
+            None where nothing is known of them.
 
     Returns:
-        float32 [columns], or [rows, columns] where the weights' size counts; of the order of one.
+        float32 [columns], or [rows, columns] where the weights' size counts, of the order of one;
+        None where all count alike.
     """
     if packing not in BY_SIZE:
-        return np.ascontiguousarray(importance, np.float32)
+        return None if importance is None else np.ascontiguousarray(importance, np.float32)
     squares = np.square(x).reshape(len(x), -1, _BLOCK)
     level = squares.mean(-1, keepdims=True, dtype=np.float32)
     level = np.where(level > 0, level, np.float32(1))  # a block of zeros counts evenly
@@ -51,5 +56,6 @@ def error_weights(packing: str, x: Floats, importance: Floats) -> Floats:
     squares /= level  # only ratios within a block count
     np.sqrt(squares, out=squares)
     weights: Floats = squares.reshape(x.shape)
-    weights *= np.power(importance, _POWER)
+    if importance is not None:
+        weights *= np.power(importance, _POWER)
     return weights

@@ -25,9 +25,9 @@ from kvant.errors import DataError
 from kvant.files.atomic import AtomicFile
 from kvant.files.source import open_source
 from kvant.files.tensor import StoredTensor
-from kvant.packing import BadWeight, convert_rows, dequantize, quantize_weighed
+from kvant.packing import BadWeight, convert_rows
 from kvant.packing.types import StorageType
-from kvant.quant.weighting import BY_SIZE, error_weights
+from kvant.quant.pack import pack_rows
 
 __all__ = ["Progress", "TensorJob", "stream"]
 
@@ -103,23 +103,6 @@ def stream(
         OutputError: no space, or the disk failed.
     """
     return _Stream(jobs, progress).run(threads)
-
-
-def _pack(
-    source: str,
-    target: str,
-    data: npt.NDArray[np.uint8],
-    columns: int,
-    importance: npt.NDArray[np.float32] | None,
-    out: npt.NDArray[np.uint8],
-) -> npt.NDArray[np.uint8]:
-    """`convert_rows`, for the least error as `quant.weighting` weighs it."""
-    if importance is None or target not in BY_SIZE:
-        return convert_rows(source, target, data, columns, importance, out)
-    x = dequantize(source, data)
-    with np.errstate(invalid="ignore", over="ignore"):  # a bad weight is found in what follows
-        weights = error_weights(target, x, importance)
-    return quantize_weighed(target, x, weights, out)
 
 
 class _InOrder:
@@ -294,7 +277,7 @@ class _Stream:
                 for at in range(0, len(rows), step):
                     convert_rows(kind, "F32", rows[at : at + step], job.columns)
                 return rows
-            return _pack(kind, job.target.name, rows, job.columns, job.importance, target)
+            return pack_rows(kind, job.target.name, rows, job.columns, job.importance, target)
         except BadWeight as bad:
             raise self._bad_weight(job, start + at, bad) from None
 

@@ -46,7 +46,7 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
     for (int g = 0; g < 32; ++g) {
       const int high = in[32 + g / 2] >> g % 2 * 4;
       put_point<P>(in[g] | (high & 7) << 8, codes + 8 * g);
-      add_signs<P>(high & 8 ? 255 : 0, codes + 8 * g, 8);
+      Points<P>::add_signs(high & 8 ? 255 : 0, codes + 8 * g, 8);
     }
     uint32_t d = 0;
     for (int i = 0; i < 4; ++i) {

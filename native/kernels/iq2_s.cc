@@ -14,8 +14,8 @@ struct P {
   static constexpr float unit = 0.125f;
   static constexpr Signs signs = Signs::Free;
   static constexpr Shifted shifted = Shifted::Nobody;
-  static constexpr float widths[] = {0.029f, 0.033f, 0.037f, 0.042f, 0.046f, 0.050f, 0.056f, 0.062f};
-  static constexpr int width_count = 8;
+  static constexpr float widths[] = {0.029f, 0.034f, 0.039f, 0.045f, 0.052f, 0.06f};
+  static constexpr int width_count = 6;
 };
 
 void layout(const uint8_t* codes, const Scales* s, uint8_t* out, int64_t blocks) {
@@ -39,7 +39,7 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
     s[k].d = load_half(in);
     for (int g = 0; g < 32; ++g) {
       put_point<P>(in[2 + g] | (in[66 + g / 4] >> 2 * (g % 4) & 3) << 8, codes + 8 * g);
-      add_signs<P>(in[34 + g], codes + 8 * g, 8);
+      Points<P>::add_signs(in[34 + g], codes + 8 * g, 8);
     }
     for (int j = 0; j < 16; ++j) s[k].sub[j] = odd_of(in[74 + j / 2] >> j % 2 * 4 & 15);
   }

@@ -15,8 +15,8 @@ struct P {
   static constexpr float unit = 0.125f;
   static constexpr Signs signs = Signs::Even;
   static constexpr Shifted shifted = Shifted::Nobody;
-  static constexpr float widths[] = {0.029f, 0.033f, 0.037f, 0.042f, 0.046f, 0.050f, 0.056f, 0.062f};
-  static constexpr int width_count = 8;
+  static constexpr float widths[] = {0.029f, 0.034f, 0.039f, 0.045f, 0.052f, 0.06f};
+  static constexpr int width_count = 6;
 };
 
 void layout(const uint8_t* codes, const Scales* s, uint8_t* out, int64_t blocks) {
@@ -40,7 +40,7 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
       uint16_t both;
       std::memcpy(&both, in + 2 + 2 * g, 2);
       put_point<P>(both & 511, codes + 8 * g);
-      add_signs<P>(even_signs(both >> 9), codes + 8 * g, 8);
+      Points<P>::add_signs(even_signs(both >> 9), codes + 8 * g, 8);
     }
     for (int j = 0; j < 16; ++j) s[k].sub[j] = odd_of(in[66 + j / 2] >> j % 2 * 4 & 15);
   }

@@ -15,8 +15,8 @@ struct P {
   static constexpr float unit = 0.125f;
   static constexpr Signs signs = Signs::Even;
   static constexpr Shifted shifted = Shifted::Nobody;
-  static constexpr float widths[] = {0.029f, 0.033f, 0.037f, 0.042f, 0.046f, 0.050f, 0.056f, 0.062f};
-  static constexpr int width_count = 8;
+  static constexpr float widths[] = {0.029f, 0.034f, 0.039f, 0.045f, 0.052f, 0.06f};
+  static constexpr int width_count = 6;
 };
 
 void layout(const uint8_t* codes, const Scales* s, uint8_t* out, int64_t blocks) {
@@ -41,7 +41,7 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
       for (int g = 0; g < 4; ++g) put_point<P>(in[2 + 8 * j + g], c + 8 * g);
       uint32_t word;
       std::memcpy(&word, in + 6 + 8 * j, 4);
-      for (int i = 0; i < 4; ++i) add_signs<P>(even_signs(word >> 7 * i & 127), c + 8 * i, 8);
+      for (int i = 0; i < 4; ++i) Points<P>::add_signs(even_signs(word >> 7 * i & 127), c + 8 * i, 8);
       s[k].sub[j] = odd_of(word >> 28);
     }
   }

@@ -14,8 +14,8 @@ struct P {
   static constexpr float unit = 1.0f;
   static constexpr Signs signs = Signs::Free;
   static constexpr Shifted shifted = Shifted::Nobody;
-  static constexpr float widths[] = {0.09f, 0.105f, 0.12f, 0.135f, 0.15f, 0.17f, 0.195f, 0.23f};
-  static constexpr int width_count = 8;
+  static constexpr float widths[] = {0.095f, 0.115f, 0.138f, 0.165f, 0.2f, 0.25f};
+  static constexpr int width_count = 6;
 };
 
 void layout(const uint8_t* codes, const Scales* s, uint8_t* out, int64_t blocks) {
@@ -39,7 +39,7 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
     s[k].d = load_half(in);
     for (int g = 0; g < 64; ++g)
       put_point<P>(in[2 + g] | (in[66 + g / 8] >> g % 8 & 1) << 8, codes + 4 * g);
-    for (int i = 0; i < 32; ++i) add_signs<P>(in[74 + i], codes + 8 * i, 8);
+    for (int i = 0; i < 32; ++i) Points<P>::add_signs(in[74 + i], codes + 8 * i, 8);
     for (int j = 0; j < 8; ++j) s[k].sub[j] = odd_of(in[106 + j / 2] >> j % 2 * 4 & 15);
   }
 }

@@ -15,8 +15,8 @@ struct P {
   static constexpr float unit = 0.25f;
   static constexpr Signs signs = Signs::Even;
   static constexpr Shifted shifted = Shifted::Nobody;
-  static constexpr float widths[] = {0.022f, 0.025f, 0.0285f, 0.032f, 0.036f, 0.041f, 0.047f, 0.055f};
-  static constexpr int width_count = 8;
+  static constexpr float widths[] = {0.0235f, 0.0285f, 0.034f, 0.041f, 0.0495f, 0.062f};
+  static constexpr int width_count = 6;
 };
 
 void layout(const uint8_t* codes, const Scales* s, uint8_t* out, int64_t blocks) {
@@ -41,7 +41,7 @@ void unlayout(const uint8_t* in, uint8_t* codes, Scales* s, int64_t blocks) {
       for (int g = 0; g < 8; ++g) put_point<P>(in[2 + 8 * j + g], c + 4 * g);
       uint32_t word;
       std::memcpy(&word, in + 66 + 4 * j, 4);
-      for (int i = 0; i < 4; ++i) add_signs<P>(even_signs(word >> 7 * i & 127), c + 8 * i, 8);
+      for (int i = 0; i < 4; ++i) Points<P>::add_signs(even_signs(word >> 7 * i & 127), c + 8 * i, 8);
       s[k].sub[j] = odd_of(word >> 28);
     }
   }

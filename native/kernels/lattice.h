@@ -39,29 +39,19 @@ struct Points {
     return float(P::levels[i]) + (P::shifted == Shifted::Nobody ? 0.0f : low ? -1.0f : 1.0f);
   }
 
-  static int number(uint32_t point) {
-    const PointTable t = points_of(P::table);
-    const uint16_t* at = std::lower_bound(t.points, t.points + t.count, uint16_t(point));
-    return at < t.points + t.count ? int(at - t.points) : 0;
-  }
-
-  // The point of a group's codes.
-  static inline uint32_t of_codes(const uint8_t* codes) {
-#if defined(__BMI2__)
-    if constexpr (P::group == 8) {
-      uint64_t c;
-      std::memcpy(&c, codes, 8);
-      return uint32_t(_pext_u64(c, 0x0303030303030303ull));
-    }
-    uint32_t c;
-    std::memcpy(&c, codes, 4);
-    return _pext_u32(c, 0x07070707u);
-#else
-    uint32_t point = 0;
-    for (int i = 0; i < P::group; ++i)
-      point |= uint32_t(codes[i] & ((1 << bits) - 1)) << (bits * i);
-    return point;
-#endif
+  // Number of the point with these levels, a byte each; 0 where there is none.
+  static inline int number(const uint8_t* levels) {
+    static const std::vector<uint16_t> numbers = [] {
+      std::vector<uint16_t> n(tuples, 0);
+      const PointTable t = points_of(P::table);
+      for (int k = 0; k < t.count; ++k) {
+        uint8_t of[8];
+        to_codes(t.points[k], of);
+        n[size_t(tuple(of))] = uint16_t(k);
+      }
+      return n;
+    }();
+    return numbers[size_t(tuple(levels))];
   }
 
   static inline void to_codes(uint32_t point, uint8_t* codes) {
@@ -76,6 +66,20 @@ struct Points {
 #else
     for (int i = 0; i < P::group; ++i) codes[i] = uint8_t(point >> (bits * i) & ((1 << bits) - 1));
 #endif
+  }
+
+  // Puts bit i of `signs` above the level of code i.
+  static inline void add_signs(uint32_t signs, uint8_t* codes, int n) {
+#if defined(__BMI2__)
+    if (n == 8) {
+      uint64_t c;
+      std::memcpy(&c, codes, 8);
+      c |= _pdep_u64(signs, 0x0101010101010101ull) << above;
+      std::memcpy(codes, &c, 8);
+      return;
+    }
+#endif
+    for (int i = 0; i < n; ++i) codes[i] |= uint8_t((signs >> i & 1) << above);
   }
 
   // Which combination of levels (each in a byte) this is: digits of `count`, the first lowest.
@@ -240,14 +244,14 @@ static inline Found nearest(const Group& g, bool odd, const Scaled<P>& s, const 
     if (P::signs == Signs::Even && odd)
       e = e + vmin(vmin(look(turn[0], p), look(turn[1], p >> B)),
                    vmin(look(turn[2], p >> 2 * B), look(turn[3], p >> 3 * B)));
-    errors[k] = select(e < kHuge, e, splat(kHuge));
-    least = vmin(least, errors[k]);
+    errors[k] = e;
+    least = vmin(least, e);
   }
   const float best = vleast(least);
   for (int k = 0; k < NEAR / kLanes; ++k)
     if (const uint32_t found = lanes(errors[k] == splat(best)))
       return {best, list[k * kLanes + __builtin_ctz(found)]};
-  return {kHuge, list[0]};
+  return {kHuge, list[0]};  // all beyond what single precision holds
 }
 
 // Two groups under one count of signs: a sign is turned in the one or in the other.

@@ -14,20 +14,6 @@ static inline uint32_t signs_of(const uint8_t* codes, int n) {
   return signs;
 }
 
-template <class P>
-static inline void add_signs(uint32_t signs, uint8_t* codes, int n) {
-#if defined(__BMI2__)
-  if (n == 8) {
-    uint64_t c;
-    std::memcpy(&c, codes, 8);
-    c |= _pdep_u64(signs, 0x0101010101010101ull) << Points<P>::above;
-    std::memcpy(codes, &c, 8);
-    return;
-  }
-#endif
-  for (int i = 0; i < n; ++i) codes[i] |= uint8_t((signs >> i & 1) << Points<P>::above);
-}
-
 // Seven stored signs are eight: the last makes the number of minus signs even.
 static inline uint32_t even_signs(uint32_t seven) {
   return seven | uint32_t(__builtin_popcount(seven) & 1) << 7;
@@ -40,7 +26,12 @@ static inline void put_point(int number, uint8_t* codes) {
 
 template <class P>
 static inline int number_of(const uint8_t* codes) {
-  return Points<P>::number(Points<P>::of_codes(codes));
+  uint64_t levels = 0;
+  std::memcpy(&levels, codes, P::group);
+  levels &= ((1u << Points<P>::bits) - 1) * 0x0101010101010101ull;
+  uint8_t bytes[8];
+  std::memcpy(bytes, &levels, 8);
+  return Points<P>::number(bytes);
 }
 
 // An integer scale in bits: 1, 3, 5, ... as 0, 1, 2, ...

@@ -187,16 +187,18 @@ struct Lattice {
         const float s = ds * float(scales[k].sub[j]);
         const bool low = scales[k].submin[j] != 0;
         const int64_t at = k * 256 + j * P::sub;
-        for (int i = 0; i < P::sub; i += unit)
-          encode_unit(x + at + i, w ? w + at + i : nullptr, s, low, codes + at + i);
+        encode_run<P::sub>(x + at, w ? w + at : nullptr, Under(s, low), P::sub / unit, codes + at);
       }
     }
   }
 
   static void encode_groups(const float* x, const float* w, const float* s, const uint8_t* low,
                             uint8_t* codes, int64_t groups) {
-    for (int64_t g = 0; g < groups; ++g)
-      encode_unit(x + g * unit, w ? w + g * unit : nullptr, s[g], low[g] != 0, codes + g * unit);
+    alignas(64) float xx[16] = {}, ww[16] = {};
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int i = 0; i < unit; ++i) xx[i] = x[g * unit + i], ww[i] = w ? w[g * unit + i] : 1.0f;
+      encode_run<16>(xx, ww, Under(s[g], low[g] != 0), 1, codes + g * unit);
+    }
   }
 
   static void decode(const uint8_t* codes, const Scales* scales, float* y, int64_t blocks) {
@@ -275,10 +277,12 @@ struct Lattice {
     return d[0];
   }
 
-  static float settle(const Block& block, int j, float s, float ds, Sub* best) {
+  // The best integer: the nearest, or one of its neighbours.
+  static float settle(const Block& block, int j, float s, float ds, bool neighbours, Sub* best) {
     const float nearest = odd_near(s, reciprocal_or_zero(ds));
     float best_q = nearest;
     *best = block.sub_block(j, ds * nearest);
+    if (!neighbours) return nearest;
     for (const float delta : {-2.0f, 2.0f}) {
       const float q = nearest + delta;
       if (q < 1.0f || q > most) continue;  // cut to the range it is the nearest again
@@ -299,7 +303,7 @@ struct Lattice {
       float q[subs], error = 0, qa = 0, qqb = 0;
       Sub found[subs];
       for (int j = 0; j < subs; ++j) {
-        q[j] = settle(block, j, s[j], d * P::unit, found + j);
+        q[j] = settle(block, j, s[j], d * P::unit, round > 0, found + j);
         error += found[j].error;
         qa += q[j] * found[j].a;
         qqb += (q[j] * q[j]) * found[j].b;
@@ -316,50 +320,68 @@ struct Lattice {
     }
   }
 
-  struct Around {
-    const uint16_t *one, *two;
+  // What encoding under a scale takes. Where signs are stored, a negative scale turns them all.
+  struct Under {
+    float s, inverse;
+    bool turned, low;
+    Scaled<P> scaled, shifted;
+
+    Under(float scale, bool is_low)
+        : s(P::signs != Signs::None && scale < 0 ? -scale : scale),
+          inverse(reciprocal_or_zero(s)),
+          turned(P::signs != Signs::None && scale < 0),
+          low(P::shifted == Shifted::SubBlocks && is_low),
+          scaled(s, low),
+          shifted(P::shifted == Shifted::Groups ? s : 0.0f, true) {}
   };
 
-  static inline Around around(const float* a, float s, bool low) {
-    alignas(64) float padded[16] = {};
-    alignas(64) uint8_t q[16];
-    std::memcpy(padded, a, sizeof(float) * unit);
-    round_levels<P, 16>(padded, reciprocal_or_zero(s), low, q);
-    return {Points<P>::near_points(Points<P>::tuple(q)),
-            Points<P>::span == 2 ? Points<P>::near_points(Points<P>::tuple(q + P::group)) : nullptr};
+  // `units` times the point or the two points of weights that are encoded together, of N weights.
+  template <int N>
+  static inline void encode_run(const float* x, const float* w, const Under& under, int units,
+                                uint8_t* codes) {
+    alignas(64) float a[N], ww[N], u[N];
+    alignas(64) uint8_t q[N], q_low[N];
+    uint32_t minus = 0;
+    for (int i = 0; i < N; i += kLanes) {
+      const vf xi = load(x + i), wi = w ? load(w + i) : splat(1.0f);
+      vf ai = select(wi > 0.0f, xi, splat(0.0f));
+      if constexpr (P::signs != Signs::None) ai = vmax(ai, -ai);
+      store(a + i, ai);
+      store(ww + i, wi);
+      store(u + i, wi * ai);
+      minus |= lanes(xi < 0.0f) << i;
+    }
+    if (under.turned) minus = ~minus;
+    round_levels<P, N>(a, under.inverse, under.low, q);
+    if constexpr (P::shifted == Shifted::Groups) round_levels<P, N>(a, under.inverse, true, q_low);
+    for (int k = 0; k < units; ++k) {
+      const int i = k * unit;
+      const uint32_t signs = minus >> i & ((1u << unit) - 1);
+      const bool odd = P::signs == Signs::Even && __builtin_popcount(signs) & 1;
+      encode_unit({a + i, ww + i, u + i}, under, q + i, q_low + i, signs, odd, codes + i);
+    }
   }
 
-  // The point or the two points of weights that are encoded together.
-  static inline void encode_unit(const float* x, const float* w, float s, bool low, uint8_t* codes) {
-    constexpr int above = Points<P>::above;
-    float a[unit], ww[unit], u[unit];
-    bool minus[unit], odd = false;
-    for (int i = 0; i < unit; ++i) {
-      ww[i] = w ? w[i] : 1.0f;
-      a[i] = ww[i] > 0 ? x[i] : 0.0f;
-      minus[i] = P::signs != Signs::None && (x[i] < 0) != (s < 0);
-      if (P::signs != Signs::None && a[i] < 0) a[i] = -a[i];
-      u[i] = ww[i] * a[i];
-      odd ^= P::signs == Signs::Even && minus[i];
-    }
-    if (P::signs != Signs::None && s < 0) s = -s;
-    low = P::shifted == Shifted::SubBlocks && low;
-    const Group g = {a, ww, u};
-    const Around near = around(a, s, low);
-    const Scaled<P> scaled(s, low);
+  static const uint16_t* list(const uint8_t* levels) {
+    return Points<P>::near_points(Points<P>::tuple(levels));
+  }
+
+  static inline void encode_unit(const Group& g, const Under& under, const uint8_t* q,
+                                 const uint8_t* q_low, uint32_t signs, bool odd, uint8_t* codes) {
+    bool shift = false;
     int from = 0;  // where a sign may be turned
     if constexpr (Points<P>::span == 2) {
-      const Group g2 = {a + P::group, ww + P::group, u + P::group};
-      const Pair f = best_pair<P, P::near>(g, g2, odd, scaled, near.one, near.two);
+      const Group second = {g.a + P::group, g.w + P::group, g.u + P::group};
+      const Pair f = best_pair<P, P::near>(g, second, odd, under.scaled, list(q), list(q + P::group));
       Points<P>::to_codes(f.one.point, codes);
       Points<P>::to_codes(f.two.point, codes + P::group);
       from = f.first ? 0 : P::group;
     } else {
-      Found f = nearest<P, P::near>(g, odd, scaled, near.one);
+      Found f = nearest<P, P::near>(g, odd, under.scaled, list(q));
       if constexpr (P::shifted == Shifted::Groups) {
-        const Found other = nearest<P, P::near>(g, false, Scaled<P>(s, true), around(a, s, true).one);
-        low = other.error < f.error;
-        if (low) f = other;
+        const Found other = nearest<P, P::near>(g, false, under.shifted, list(q_low));
+        shift = other.error < f.error;
+        if (shift) f = other;
       }
       Points<P>::to_codes(f.point, codes);
     }
@@ -367,14 +389,15 @@ struct Lattice {
       int turned = from;
       float least = 0;
       for (int i = from; i < from + P::group; ++i) {
-        const float cost = u[i] * ((4.0f * s) * Points<P>::level(codes[i], false));
+        const float cost = g.u[i] * ((4.0f * under.s) * Points<P>::level(codes[i], false));
         if (i == from || cost < least) least = cost, turned = i;
       }
-      minus[turned] = !minus[turned];
+      signs ^= 1u << turned;
     }
-    const bool shift = P::shifted == Shifted::Groups && low;
-    for (int i = 0; i < unit; ++i)
-      codes[i] |= uint8_t((P::signs == Signs::None ? shift : minus[i]) << above);
+    if constexpr (P::signs != Signs::None)
+      Points<P>::add_signs(signs, codes, unit);
+    else if (shift)
+      Points<P>::add_signs(255, codes, unit);
   }
 };
 

@@ -35,7 +35,7 @@ class IQ2_XS(LatticePacking):
         unit=0.125,
         steps=15,
         signs="even",
-        widths=(0.029, 0.033, 0.037, 0.042, 0.046, 0.050, 0.056, 0.062),
+        widths=(0.029, 0.034, 0.039, 0.045, 0.052, 0.06),
     )
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:

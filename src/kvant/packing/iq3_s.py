@@ -34,7 +34,7 @@ class IQ3_S(LatticePacking):
         unit=1.0,
         steps=15,
         signs="free",
-        widths=(0.09, 0.105, 0.12, 0.135, 0.15, 0.17, 0.195, 0.23),
+        widths=(0.095, 0.115, 0.138, 0.165, 0.2, 0.25),
         near=16,
     )
 

@@ -34,7 +34,7 @@ class IQ3_XXS(LatticePacking):
         unit=0.25,
         steps=15,
         signs="even",
-        widths=(0.022, 0.025, 0.0285, 0.032, 0.036, 0.041, 0.047, 0.055),
+        widths=(0.0235, 0.0285, 0.034, 0.041, 0.0495, 0.062),
         near=16,
     )
 

@@ -18,9 +18,9 @@ turn is turned, and its cost is part of the point's; of two points under the sam
 in that where it costs less). For fixed points the best scale has a closed
 form, A / B with A = sum w x level, B = sum w level^2. A sub-block tries scales in several relations
 to its root mean square, solves each, and once more takes the points of the best and solves again.
-Of a few values of d that one is taken whose odd multiples lie nearest to the exact scales; then each
-sub-block tries the nearest integer and its neighbours and keeps what gives the least error; with
-points and integers known d has a closed form too, and the sub-blocks settle once more.
+Of a few values of d that one is taken whose odd multiples lie nearest to the exact scales; with the
+points and integers that gives, d has a closed form too; under that d each sub-block tries the nearest
+integer and its neighbours. The better of the two rounds is kept.
 
 Everything is float32, in the order written here, multiply and add never fused, so that every
 implementation gives the same bits. `sums` add group to group coordinate by coordinate and then the
@@ -292,7 +292,7 @@ class LatticeGrid:
         out["sub"][:, :subs] = 1
         best = _in_order(energy, subs)  # a block that nothing improves is zeros
         for round_ in range(2):
-            q, found = self._settle(g, s, np.repeat(d * np.float32(self.unit), subs))
+            q, found = self._settle(g, s, np.repeat(d * np.float32(self.unit), subs), round_ > 0)
             error = _in_order(found.error, subs)
             better = error < best
             best = np.where(better, error, best)
@@ -349,11 +349,14 @@ class LatticeGrid:
         k = np.rint(np.minimum(np.maximum(k, _ZERO), np.float32(self.steps)))
         return k + k + _ONE
 
-    def _settle(self, g: _Groups, s: Floats, ds: Floats) -> tuple[Floats, _Sub]:
-        """Of each sub-block's nearest integer and its neighbours the best, and what it comes to."""
+    def _settle(
+        self, g: _Groups, s: Floats, ds: Floats, neighbours: bool
+    ) -> tuple[Floats, _Sub]:
+        """Each sub-block's nearest integer, or the best of it and its neighbours, and what it
+        comes to."""
         nearest = self._odd(s, reciprocal_or_zero(ds))
         best_q, best = nearest, self._sub_blocks(g, ds * nearest)
-        for delta in (-2, 2):
+        for delta in (-2, 2) if neighbours else ():
             q = nearest + np.float32(delta)
             q = np.minimum(np.maximum(q, _ONE), np.float32(2 * self.steps + 1))
             found = self._sub_blocks(g, ds * q)

@@ -156,9 +156,6 @@ def test_new_packings_are_taken_up_by_themselves(run: Run, model: Path, here: Pa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "Give exactly one of RECIPE, --fit, --bpw and --max-kld, got none"),
-        (("Q4_K_M", "--fit", "1G"), "got the recipe Q4_K_M and --fit"),
-        (("--fit", "1G", "--bpw", "4"), "got --fit and --bpw"),
         (("--bpw", "0"), "above zero, got 0"),
         (("--bpw", "nan"), "above zero, got nan"),
         (("--max-kld", "-1"), "from 0, got -1"),

@@ -46,7 +46,7 @@ def changed(**fields: Any) -> dict[str, Any]:
         ([], "expected a recipe as a JSON object"),
         ("Q4_K_M", "expected a recipe as a JSON object"),
         (changed(base=...), "needs the field 'base'"),
-        (changed(base="Q9_K"), "base: expected a packing, got 'Q9_K'; kvant knows Q2_K"),
+        (changed(base="Q9_K"), "base: expected a packing, got 'Q9_K'; kvant knows "),
         (changed(base="q4_k"), "base: expected a packing"),
         (changed(base=4), "base: expected a packing, got 4"),
         (changed(base=None), "base: expected a packing, got None"),

@@ -56,7 +56,8 @@ def check_budgets(arguments: argparse.Namespace) -> bool:
     """Whether a budget is given; exactly one of RECIPE and the budgets has to be.
 
     Raises:
-        UsageError: it is not so, or an option has no meaning beside RECIPE.
+        SystemExit: it is not so; usage and message are printed.
+        UsageError: an option has no meaning beside RECIPE.
     """
     budgets = {
         "--fit": arguments.fit,
@@ -67,10 +68,9 @@ def check_budgets(arguments: argparse.Namespace) -> bool:
     if arguments.recipe is not None:
         given.insert(0, f"the recipe {arguments.recipe}")
     if len(given) != 1:
-        found = " and ".join(given) or "none"
-        raise UsageError(
-            f"Give exactly one of RECIPE, --fit, --bpw and --max-kld, got {found}. "
-            "For example `kvant quantize SRC Q4_K_M` or `kvant quantize SRC --fit 650MB`."
+        arguments.refuse(  # as argparse would, if it knew of positional ones among them
+            "expected exactly one of RECIPE, --fit, --bpw and --max-kld, "
+            f"got {' and '.join(given) or 'none'}"
         )
     if arguments.recipe is None:
         return True

@@ -47,7 +47,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--save-recipe", metavar="FILE", help="write the recipe as JSON, too")
     add_budgets(parser)
-    parser.set_defaults(run=_run, late="recipe")
+    parser.set_defaults(run=_run, late="recipe", refuse=parser.error)
 
 
 def _run(arguments: argparse.Namespace) -> int:

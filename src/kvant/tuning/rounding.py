@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.checkpoint import Weight
-from kvant.packing import dequantize, get, quantize, quantize_weighed
-from kvant.quant.weighting import BY_SIZE, error_weights
+from kvant.packing import dequantize, get
+from kvant.quant.pack import pack_rows
 
 __all__ = ["Floats", "packed_rows", "relative_errors"]
 
@@ -83,9 +83,8 @@ def packed_rows(
 
 def _quantised(packing: str, x: Floats, importance: Floats | None) -> npt.NDArray[np.uint8]:
     """Packed rows as a file would have them."""
-    if importance is None or packing not in BY_SIZE:
-        return quantize(packing, x, importance)
-    return quantize_weighed(packing, x, error_weights(packing, x, importance))
+    rows = np.ascontiguousarray(x, np.float32)
+    return pack_rows("F32", packing, rows.view(np.uint8), rows.shape[1], importance)
 
 
 def _runs(rows: int, columns: int, step: int) -> Iterator[tuple[int, int]]:

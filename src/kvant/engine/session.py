@@ -266,6 +266,50 @@ class Engine:
                 out.append(stream)
         return np.concatenate(out)
 
+    def run_rest(
+        self,
+        layer: int,
+        hidden: Floats,
+        sequences: Sequence[tuple[KvSequence, int]],
+        rows: npt.NDArray[np.int32],
+    ) -> Floats:
+        """Run the layers from ``layer`` on and the head; ``run_layer`` says what it is given.
+
+        No sequence gets longer, so the same rows may run again with other weights.
+
+        Args:
+            layer: the first that runs; the number of layers runs the head alone.
+            hidden: the stream before it.
+            sequences: whose tokens the rows are.
+            rows: of ``hidden``, ascending: those whose predictions are wanted.
+
+        Returns:
+            Logits, float32 [rows, vocabulary].
+
+        Raises:
+            UsageError, CacheFullError, ContextError: as for ``run_layer``.
+            DataError: logits are NaN or infinite.
+        """
+        count = sum(n for _, n in sequences)
+        if not 0 <= layer <= self.layers or hidden.shape != (count, self.hidden_size):
+            raise UsageError(
+                f"Expected a layer from 0 to {self.layers} and hidden states [{count}, "
+                f"{self.hidden_size}], got layer {layer} and {list(hidden.shape)}."
+            )
+        if not 0 < count <= self.step_tokens:
+            raise UsageError(f"The rest takes 1 to {self.step_tokens} rows at once, got {count}.")
+        tokens = np.zeros(len(hidden), np.int32)
+        out = np.empty((len(rows), self.vocab_size), np.float32)
+        stream = np.ascontiguousarray(hidden, np.float32)
+        with self._lock:
+            self._reserve([(s, tokens[:n]) for s, n in sequences])
+            layout = self._layout(sequences)
+            found = self._plan.step(
+                tokens, *layout, rows, layer, self.layers, stream, None, None, out, []
+            )
+            self._check(found)
+        return out
+
     def run_layer(
         self,
         layer: int,
@@ -292,8 +336,17 @@ class Engine:
             UsageError: no such layer or linear, or rows that do not add up.
             CacheFullError, ContextError: as for ``step``.
         """
-        self._check_rows(layer, self.layers - 1, hidden, sequences)
-        rows = len(hidden)
+        rows = sum(count for _, count in sequences)
+        if not 0 <= layer < self.layers or hidden.shape != (rows, self.hidden_size):
+            raise UsageError(
+                f"Expected a layer from 0 to {self.layers - 1} and hidden states [{rows}, "
+                f"{self.hidden_size}], got layer {layer} and {list(hidden.shape)}."
+            )
+        if not 0 < rows <= self.step_tokens or min(count for _, count in sequences) < 1:
+            raise UsageError(
+                f"A layer takes 1 to {self.step_tokens} rows at once, some of each sequence; "
+                f"got {[count for _, count in sequences]}."
+            )
         inputs, captures = self._captures(layer, capture, rows)
         tokens = np.zeros(rows, np.int32)
         out = np.empty(hidden.shape, np.float32)
@@ -316,75 +369,6 @@ class Engine:
             for sequence, count in sequences:
                 sequence.length += count
         return out, inputs
-
-    def run_rest(
-        self,
-        layer: int,
-        hidden: Floats,
-        sequences: Sequence[tuple[KvSequence, int]],
-        rows: npt.NDArray[np.int32],
-        *,
-        logits: bool = True,
-    ) -> Floats:
-        """Run the layers from ``layer`` on and the head; ``run_layer`` says what it is given.
-
-        No sequence gets longer, so the same rows may run again with other weights.
-
-        Args:
-            layer: the first that runs; the number of layers runs the head alone.
-            hidden: the stream before it.
-            sequences: whose tokens the rows are.
-            rows: of ``hidden``, ascending: those whose predictions are wanted.
-            logits: False: the normed states that the head reads, instead of what it makes of them.
-
-        Returns:
-            Logits, float32 [rows, vocabulary], or states, [rows, hidden].
-
-        Raises:
-            UsageError, CacheFullError, ContextError: as for ``run_layer``.
-            DataError: logits are NaN or infinite.
-        """
-        self._check_rows(layer, self.layers, hidden, sequences)
-        tokens = np.zeros(len(hidden), np.int32)
-        width = self.vocab_size if logits else self.hidden_size
-        out = np.empty((len(rows), width), np.float32)
-        stream = np.ascontiguousarray(hidden, np.float32)
-        with self._lock:
-            self._reserve([(s, tokens[:n]) for s, n in sequences])
-            layout = self._layout(sequences)
-            found = self._plan.step(
-                tokens,
-                *layout,
-                rows,
-                layer,
-                self.layers,
-                stream,
-                None,
-                None if logits else out,
-                out if logits else None,
-                [],
-            )
-            self._check(found)
-        return out
-
-    def _check_rows(
-        self,
-        layer: int,
-        last: int,
-        hidden: Floats,
-        sequences: Sequence[tuple[KvSequence, int]],
-    ) -> None:
-        rows = sum(count for _, count in sequences)
-        if not 0 <= layer <= last or hidden.shape != (rows, self.hidden_size):
-            raise UsageError(
-                f"Expected a layer from 0 to {last} and hidden states [{rows}, "
-                f"{self.hidden_size}], got layer {layer} and {list(hidden.shape)}."
-            )
-        if not 0 < rows <= self.step_tokens or min(count for _, count in sequences) < 1:
-            raise UsageError(
-                f"A layer takes 1 to {self.step_tokens} rows at once, some of each sequence; "
-                f"got {[count for _, count in sequences]}."
-            )
 
     def _captures(
         self, layer: int, names: Sequence[str], rows: int

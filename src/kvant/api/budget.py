@@ -19,7 +19,7 @@ from kvant.quant.allocate import Choice, Front, Item, Mixture
 from kvant.quant.assign import parse_override
 from kvant.quant.mixture import mixture_recipe
 from kvant.quant.recipe import Recipe
-from kvant.tuning.candidates import FAST, candidates, choose_packings, stored_as
+from kvant.tuning.candidates import FAST, candidates, choose_packings, matrices, stored_as
 from kvant.tuning.sensitivity import EFFORTS, Effort, Progress, Sensitivity, measure_costs
 from kvant.units import size_text
 
@@ -47,10 +47,9 @@ def smallest_plan(
     """The smallest file the packings allow; nothing is read for it."""
     chosen = choose_packings(packings)
     tensors = {}
-    for name, weight in checkpoint.weights.items():
-        if len(weight.shape) >= 2:
-            own = candidates(weight.stored.row_length, stored_as(weight), chosen)
-            tensors[name] = pinned.get(name, own[0])
+    for name, weight in matrices(checkpoint).items():
+        own = candidates(weight.stored.row_length, stored_as(weight), chosen)
+        tensors[name] = pinned.get(name, own[0])
     return make_plan(_recipe(checkpoint, tensors))
 
 
@@ -178,8 +177,8 @@ def pinned_by(checkpoint: Checkpoint, overrides: Sequence[str]) -> dict[str, str
     parsed = [parse_override(text) for text in overrides]
     return {
         name: next(packing for pattern, packing in parsed if pattern.search(name))
-        for name, weight in checkpoint.weights.items()
-        if len(weight.shape) >= 2 and any(pattern.search(name) for pattern, _ in parsed)
+        for name in matrices(checkpoint)
+        if any(pattern.search(name) for pattern, _ in parsed)
     }
 
 
@@ -215,8 +214,8 @@ def collected(
 
 def placeholder(checkpoint: Checkpoint, chunks: Chunks) -> Importance:
     """Importance that takes as much room in a header as what will be collected over the chunks."""
-    names = [n for n, w in checkpoint.weights.items() if len(w.shape) >= 2]
-    sums = {n: np.ones(checkpoint.weights[n].stored.row_length, np.float32) for n in names}
+    weights = matrices(checkpoint)
+    sums = {n: np.ones(w.stored.row_length, np.float32) for n, w in weights.items()}
     one = np.ones(1, np.int64)
     datasets = tuple(t.name for t in chunks.texts)
     return Importance(sums, dict.fromkeys(sums, one), datasets=datasets, sha256="0" * 64)

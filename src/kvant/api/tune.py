@@ -30,7 +30,7 @@ from kvant.packing import PrecisionClass
 from kvant.quant.presets import preset
 from kvant.quant.recipe_file import recipe_text
 from kvant.runtimes import open_runner
-from kvant.tuning.candidates import FAST
+from kvant.tuning.candidates import FAST, matrices
 from kvant.tuning.sensitivity import Effort, Progress, Sensitivity
 
 __all__ = ["BUDGETS", "PRESETS_SHOWN", "PROMPTS", "Pick", "TuneReport", "Variant", "tune"]
@@ -357,7 +357,7 @@ def _measured(
 
 
 def _base_name(checkpoint: Checkpoint) -> str:
-    kinds = {w.stored.type.name for w in checkpoint.weights.values() if len(w.shape) >= 2}
+    kinds = {w.stored.type.name for w in matrices(checkpoint).values()}
     return f"{checkpoint.info.name} ({', '.join(sorted(kinds))})"
 
 

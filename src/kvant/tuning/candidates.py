@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvant.checkpoint import Weight
+from kvant.checkpoint import Checkpoint, Weight
 from kvant.errors import UsageError
 from kvant.packing import Packing, all_packings, get
+from kvant.quant.assign import Slot
 from kvant.quant.recipe import FLOATS
 
-__all__ = ["ALL", "FAST", "candidates", "choose_packings", "stored_as"]
+__all__ = ["ALL", "FAST", "candidates", "choose_packings", "matrices", "stored_as"]
 
 FAST, ALL = "fast", "all"
 """Words for sets of packings: those every common runtime runs at the speed their bytes allow, and
@@ -53,6 +54,16 @@ def candidates(row_length: int, stored: str, packings: Sequence[Packing]) -> tup
     fitting = [p for p in packings if row_length % p.block == 0 and p.name != own.name]
     fitting = [p for p in fitting if p.bits_per_weight < own.bits_per_weight]
     return (*(p.name for p in sorted(fitting, key=lambda p: p.bits_per_weight)), own.name)
+
+
+def matrices(checkpoint: Checkpoint) -> dict[str, Weight]:
+    """The weights that are quantised, by canonical name."""
+    refs = checkpoint.graph.weights
+    return {
+        name: weight
+        for name, weight in checkpoint.weights.items()
+        if Slot(name, refs[name].role, refs[name].layer, weight.shape).is_matrix
+    }
 
 
 def stored_as(weight: Weight) -> str:

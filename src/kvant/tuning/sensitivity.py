@@ -26,7 +26,7 @@ from kvant.checkpoint import Checkpoint, Weight
 from kvant.engine import load_engine
 from kvant.packing import Packing, get
 from kvant.quant.allocate import Choice, Item
-from kvant.tuning.candidates import candidates, stored_as
+from kvant.tuning.candidates import candidates, matrices, stored_as
 from kvant.tuning.priors import prior
 from kvant.tuning.probe import CONTEXT, STEP_TOKENS, Probe, Replacement, chunks_of
 from kvant.tuning.rounding import packed_rows, relative_errors
@@ -182,9 +182,7 @@ class _Table:
     ) -> None:
         self._importance, self._threads, self._progress = importance, threads, progress
         self._refs = checkpoint.graph.weights
-        self.weights: dict[str, Weight] = {
-            name: w for name, w in checkpoint.weights.items() if len(w.shape) >= 2
-        }
+        self.weights: dict[str, Weight] = matrices(checkpoint)
         self._candidates = {
             name: candidates(w.stored.row_length, stored_as(w), packings)
             for name, w in self.weights.items()
@@ -214,8 +212,8 @@ class _Table:
     def _grouped(self, every: int) -> list[_Group]:
         """Tensors of one role in ``every`` neighbouring layers; the outermost layers alone."""
         groups: dict[tuple[str, int], list[str]] = {}
-        for name, w in self.weights.items():
-            if len(self._candidates[name]) < 2 or len(w.shape) != 2:
+        for name in self.weights:
+            if len(self._candidates[name]) < 2:
                 continue
             ref = self._refs[name]
             layer = -1 if ref.layer is None else ref.layer

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from kvant.api.inspection import Inspection, inspect
     from kvant.api.measurement import evaluate
     from kvant.api.model import Model, load
+    from kvant.api.tune import TuneReport, tune
     from kvant.api.verification import verify
+    from kvant.api.within import Fitted, quantize_within
     from kvant.calibration.importance import Importance
     from kvant.engine.results import Completion, Piece
     from kvant.engine.sampling import Sampling
@@ -43,6 +45,7 @@ __all__ = [
     "Completion",
     "DemoReport",
     "EvalResult",
+    "Fitted",
     "Formats",
     "Gate",
     "Importance",
@@ -53,6 +56,7 @@ __all__ = [
     "Recipe",
     "Rule",
     "Sampling",
+    "TuneReport",
     "Verification",
     "__version__",
     "benchmark",
@@ -67,6 +71,8 @@ __all__ = [
     "ln_ppl_difference",
     "load",
     "quantize",
+    "quantize_within",
+    "tune",
     "verify",
 ]
 
@@ -77,6 +83,7 @@ _HOME = {
     "Completion": "kvant.engine.results",
     "DemoReport": "kvant.api.demonstration",
     "EvalResult": "kvant.evaluation",
+    "Fitted": "kvant.api.within",
     "Formats": "kvant.api.catalogue",
     "Gate": "kvant.evaluation",
     "Importance": "kvant.calibration.importance",
@@ -87,6 +94,7 @@ _HOME = {
     "Recipe": "kvant.quant.recipe",
     "Rule": "kvant.quant.recipe",
     "Sampling": "kvant.engine.sampling",
+    "TuneReport": "kvant.api.tune",
     "Verification": "kvant.export.gguf.verify",
     "benchmark": "kvant.api.benchmark",
     "calibrate": "kvant.api.calibration",
@@ -100,6 +108,8 @@ _HOME = {
     "ln_ppl_difference": "kvant.evaluation",
     "load": "kvant.api.model",
     "quantize": "kvant.api.conversion",
+    "quantize_within": "kvant.api.within",
+    "tune": "kvant.api.tune",
     "verify": "kvant.api.verification",
 }
 

@@ -17,9 +17,11 @@ from kvant.errors import OutputError, UsageError
 from kvant.export.gguf.plan import SEARCHED, Plan, PlannedTensor, model_metadata, plan_export
 from kvant.export.gguf.stream import Progress
 from kvant.export.gguf.write import write_plan
+from kvant.files.atomic import write_atomic
 from kvant.quant.assign import NEED_IMPORTANCE
 from kvant.quant.presets import preset
 from kvant.quant.recipe import Recipe
+from kvant.quant.recipe_file import is_recipe_file, read_recipe, recipe_text
 
 __all__ = ["Artefact", "TensorReport", "convert", "quantize"]
 
@@ -122,6 +124,7 @@ def quantize(
     threads: int | None = None,
     tensors: Sequence[str] = (),
     importance: Source | Importance | None = None,
+    save_recipe: Source | None = None,
     split_size: int | None = None,
     pre_tokenizer: str | None = None,
     force: bool = False,
@@ -132,13 +135,14 @@ def quantize(
 
     Args:
         source: ``demo``, a Hugging Face folder or a GGUF file.
-        recipe: a preset's name, in any case, or a recipe.
+        recipe: a preset's name, in any case, a recipe's file (its name ends in .json), or a recipe.
         output: file to write; a folder gets the conventional name; by default that name in the
             current folder.
         threads: processors to use; the bytes do not depend on it.
         tensors: ``REGEX=PACKING`` texts that go before the recipe.
         importance: how much each input of a linear matters, as `calibrate` gives it, or a file of
             it (llama.cpp's imatrix files too): scales are chosen for the least weighted error.
+        save_recipe: file to write the recipe to, as JSON.
         split_size: bytes a file may hold before the next one is begun.
         pre_tokenizer: llama.cpp's name for the pre-tokenizer, where it cannot be determined.
         force: replace an existing file.
@@ -151,8 +155,10 @@ def quantize(
             is of another model, or its file damaged.
         OutputError: the output exists or cannot be written. Nothing is left behind.
     """
-    chosen = preset(recipe) if isinstance(recipe, str) else recipe
+    chosen = named_recipe(recipe) if isinstance(recipe, str) else recipe
     checkpoint = open_source(source)
+    if save_recipe is not None:
+        write_atomic(Path(save_recipe), recipe_text(chosen), force=force)
     return _export(
         checkpoint,
         chosen,
@@ -199,6 +205,16 @@ def _export(
         plan, path, threads=threads_or_default(threads), force=force, progress=progress
     )
     return _artefact(plan, written.paths, written.seconds, weighed)
+
+
+def named_recipe(name: str) -> Recipe:
+    """A preset by its name, or the recipe of a file.
+
+    Raises:
+        UsageError: there is no such preset.
+        InputError: no such file, or it holds no recipe.
+    """
+    return read_recipe(name) if is_recipe_file(name) else preset(name)
 
 
 def importance_of(importance: Source | Importance, checkpoint: Checkpoint) -> Importance:

@@ -25,6 +25,7 @@ from kvant.cli import (
     inspect,
     quantize,
     run,
+    tune,
     verify,
 )
 from kvant.errors import KvantError
@@ -34,7 +35,7 @@ __all__ = ["main"]
 
 _COMMANDS = (
     *(demo, run, formats, inspect, convert),
-    *(calibrate, quantize, evaluate, bench, verify),
+    *(calibrate, quantize, tune, evaluate, bench, verify),
 )
 
 _EXAMPLES = """\

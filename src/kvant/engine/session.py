@@ -349,6 +349,50 @@ class Engine:
                 begin += length
         return out
 
+    def run_rest(
+        self,
+        layer: int,
+        hidden: Floats,
+        sequences: Sequence[tuple[KvSequence, int]],
+        rows: npt.NDArray[np.int32],
+    ) -> Floats:
+        """Run the layers from ``layer`` on and the head; ``run_layer`` says what it is given.
+
+        No sequence gets longer, so the same rows may run again with other weights.
+
+        Args:
+            layer: the first that runs; the number of layers runs the head alone.
+            hidden: the stream before it.
+            sequences: whose tokens the rows are.
+            rows: of ``hidden``, ascending: those whose predictions are wanted.
+
+        Returns:
+            Logits, float32 [rows, vocabulary].
+
+        Raises:
+            UsageError, CacheFullError, ContextError: as for ``run_layer``.
+            DataError: logits are NaN or infinite.
+        """
+        count = sum(n for _, n in sequences)
+        if not 0 <= layer <= self.layers or hidden.shape != (count, self.hidden_size):
+            raise UsageError(
+                f"Expected a layer from 0 to {self.layers} and hidden states [{count}, "
+                f"{self.hidden_size}], got layer {layer} and {list(hidden.shape)}."
+            )
+        if not 0 < count <= self.step_tokens:
+            raise UsageError(f"The rest takes 1 to {self.step_tokens} rows at once, got {count}.")
+        tokens = np.zeros(len(hidden), np.int32)
+        out = np.empty((len(rows), self.vocab_size), np.float32)
+        stream = np.ascontiguousarray(hidden, np.float32)
+        with self._lock:
+            self._reserve([(s, tokens[:n]) for s, n in sequences])
+            layout = self._layout(sequences)
+            found = self._plan.step(
+                tokens, *layout, rows, layer, self.layers, stream, None, None, out, []
+            )
+            self._check(found)
+        return out
+
     def run_layer(
         self,
         layer: int,

@@ -28,6 +28,7 @@ Ints = npt.NDArray[np.int64]
 class LatticePacking(Packing):
     """A packing whose codes are points of a table; importance takes part in encoding."""
 
+    fast = False  # codebooks are looked up, which takes processors longer than reading the bytes
     grid: ClassVar[LatticeGrid]
 
     @property

@@ -79,6 +79,9 @@ class Packing(ABC):
     """One line for people choosing."""
     block_layout: ClassVar[str]
     """One line on what a block holds, in file order."""
+    fast: ClassVar[bool] = True
+    """Whether the common runtimes run it, on common processors, about as fast as its bytes allow;
+    searches for a budget use only those unless told otherwise."""
     grid: ClassVar[Grid]
     """Not needed where a class has ``fit``, ``encode`` and ``decode`` of its own."""
 

@@ -141,6 +141,8 @@ class Recipe:
         return {
             "name": self.name,
             "base": self.base,
+            "file_type": self.file_type,
+            "precision_class": self.precision_class,
             "output": self.output,
             "output_fallback": self.output_fallback,
             "rules": [asdict(rule) for rule in self.rules],

@@ -58,6 +58,8 @@ __all__ = [
     "Shard",
     "importance_keys",
     "model_metadata",
+    "model_shape",
+    "model_slots",
     "plan_export",
     "table_checksum",
 ]
@@ -207,7 +209,7 @@ def plan_export(
     slots = [s.slot for s in sources.values()]
     tensors = [
         PlannedTensor(a, sources[a.slot.name].weight, sources[a.slot.name].values)
-        for a in assign(recipe, slots, _model_shape(checkpoint), parsed)
+        for a in assign(recipe, slots, model_shape(checkpoint), parsed)
     ]
     tensors = [
         replace(
@@ -352,7 +354,13 @@ def _sources(checkpoint: Checkpoint) -> Iterator[_Source]:
         yield _Source(Slot(name, name.split(".")[0], None, values.shape), None, values)
 
 
-def _model_shape(checkpoint: Checkpoint) -> ModelShape:
+def model_slots(checkpoint: Checkpoint) -> list[Slot]:
+    """Every tensor a file of this model has."""
+    return [source.slot for source in _sources(checkpoint)]
+
+
+def model_shape(checkpoint: Checkpoint) -> ModelShape:
+    """What a recipe's rules may ask about this model."""
     c = checkpoint.config
     return ModelShape(
         architecture=checkpoint.architecture.gguf_name,

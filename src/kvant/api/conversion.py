@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kvant.api.evidence import Recorder, measures_by_default, record_evidence
 from kvant.api.source import Source, open_source, threads_or_default
 from kvant.checkpoint import Checkpoint
 from kvant.errors import OutputError, UsageError
+from kvant.evidence import Making
 from kvant.export.gguf.plan import Plan, PlannedTensor, model_metadata, plan_export
 from kvant.export.gguf.stream import Progress
 from kvant.export.gguf.write import write_plan
@@ -46,11 +48,14 @@ class Artefact:
     tensors: tuple[TensorReport, ...]
     notes: tuple[str, ...]
     seconds: float | None
+    beside: tuple[Path, ...] = ()
+    """The evidence and the model card."""
 
     def to_json(self) -> dict[str, object]:
         """As plain data."""
         return {
             "paths": [str(p) for p in self.paths],
+            "beside": [str(p) for p in self.beside],
             "recipe": self.recipe,
             "bytes": self.nbytes,
             "bpw": self.bits_per_weight,
@@ -107,6 +112,7 @@ def convert(
         force,
         dry_run,
         progress,
+        evidence=False,
     )
 
 
@@ -119,6 +125,7 @@ def quantize(
     tensors: Sequence[str] = (),
     split_size: int | None = None,
     pre_tokenizer: str | None = None,
+    evidence: bool | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -134,7 +141,10 @@ def quantize(
         tensors: ``REGEX=PACKING`` texts that go before the recipe.
         split_size: bytes a file may hold before the next one is begun.
         pre_tokenizer: llama.cpp's name for the pre-tokenizer, where it cannot be determined.
-        force: replace an existing file.
+        evidence: True measures what it cost, against the source, before the file appears; False
+            writes nothing beside the file; by default how it was made, and its sizes, are
+            written beside it (`kvant.api.evidence.measures_by_default`).
+        force: replace existing files.
         dry_run: decide everything, write nothing.
         progress: called with weights done, weights in all, and the tensor at hand.
 
@@ -155,6 +165,7 @@ def quantize(
         force,
         dry_run,
         progress,
+        evidence=evidence,
     )
 
 
@@ -169,17 +180,44 @@ def _export(
     force: bool,
     dry_run: bool,
     progress: Progress | None,
+    *,
+    evidence: bool | None,
+    making: Making | None = None,
 ) -> Artefact:
-    model = model_metadata(checkpoint, pre_tokenizer=pre_tokenizer)
-    plan = plan_export(checkpoint, recipe, overrides=overrides, split_size=split_size, model=model)
+    making = making or Making()
+    measure = evidence
+    if evidence is None:
+        measure = measures_by_default(effort=making.effort, budget=making.target is not None)
+    plan = plan_export(
+        checkpoint,
+        recipe,
+        overrides=overrides,
+        split_size=split_size,
+        model=model_metadata(checkpoint, pre_tokenizer=pre_tokenizer),
+        making=making,
+        reserve=bool(measure),
+    )
     path = _output_path(checkpoint, recipe, output)
     names = plan.file_names(path.name)
     if dry_run:
         return _artefact(plan, tuple(path.with_name(n) for n in names), None)
+    workers = threads_or_default(threads)
+    recorder: Recorder | None = None
+    if evidence is not False:
+        recorder = record_evidence(plan, path, threads=workers, progress=progress)
     written = write_plan(
-        plan, path, threads=threads_or_default(threads), force=force, progress=progress
+        plan,
+        path,
+        threads=workers,
+        force=force,
+        progress=progress,
+        complete=None if recorder is None else recorder.completion,
     )
-    return _artefact(plan, written.paths, written.seconds)
+    return replace(
+        _artefact(plan, written.paths, written.seconds),
+        beside=written.beside,
+        notes=_notes(plan) + (() if recorder is None else tuple(recorder.notes)),
+    )
 
 
 def _output_path(checkpoint: Checkpoint, recipe: Recipe, output: Source | None) -> Path:

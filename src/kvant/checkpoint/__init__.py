@@ -6,6 +6,7 @@
     open_folder.py   Hugging Face folders        open_gguf.py   GGUF files
     names.py         role -> Hugging Face name   weights.py     rows of a weight, in either order
     sampling.py      generation_config.json
+    fingerprint.py   which model it is, whatever the format
     info.py          ModelInfo, from card.py (front matter) and model_name.py (the convention)
 """
 
@@ -15,6 +16,7 @@ import os
 from pathlib import Path
 
 from kvant.checkpoint.checkpoint import Checkpoint, StorageCount, count_storage
+from kvant.checkpoint.fingerprint import fingerprint
 from kvant.checkpoint.info import ModelInfo, Origin
 from kvant.checkpoint.open_folder import open_folder
 from kvant.checkpoint.open_gguf import open_gguf
@@ -29,6 +31,7 @@ __all__ = [
     "Weight",
     "check_finite",
     "count_storage",
+    "fingerprint",
     "open_checkpoint",
     "rotary_row_order",
 ]

@@ -30,6 +30,13 @@ def add(commands: Commands) -> None:
         metavar="REGEX=PACKING",
         help="packing for tensors whose name has the expression; may be given several times",
     )
+    parser.add_argument(
+        "--evidence",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="measure what it cost, against SRC, before the file appears; with --no-evidence "
+        "nothing is written beside the file (default: how it was made and its sizes)",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -46,6 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
             tensors=arguments.tensor,
             split_size=arguments.split_size,
             pre_tokenizer=arguments.pre_tokenizer,
+            evidence=arguments.evidence,
             force=arguments.force,
             dry_run=arguments.dry_run,
             progress=progress,

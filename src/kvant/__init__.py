@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kvant.version import __version__
 
 if TYPE_CHECKING:
+    from kvant.api.advice import Doctor, Recommendation, doctor, recommend
     from kvant.api.benchmark import BenchReport, benchmark
     from kvant.api.catalogue import Formats, formats
     from kvant.api.conversion import Artefact, convert, quantize
@@ -39,6 +40,7 @@ __all__ = [
     "BenchReport",
     "Completion",
     "DemoReport",
+    "Doctor",
     "EvalResult",
     "Formats",
     "Gate",
@@ -47,6 +49,7 @@ __all__ = [
     "Model",
     "Piece",
     "Recipe",
+    "Recommendation",
     "Rule",
     "Sampling",
     "Verification",
@@ -54,6 +57,7 @@ __all__ = [
     "benchmark",
     "convert",
     "demo",
+    "doctor",
     "evaluate",
     "formats",
     "gates",
@@ -62,6 +66,7 @@ __all__ = [
     "ln_ppl_difference",
     "load",
     "quantize",
+    "recommend",
     "verify",
 ]
 
@@ -70,6 +75,7 @@ _HOME = {
     "BenchReport": "kvant.api.benchmark",
     "Completion": "kvant.engine.results",
     "DemoReport": "kvant.api.demonstration",
+    "Doctor": "kvant.api.advice",
     "EvalResult": "kvant.evaluation",
     "Formats": "kvant.api.catalogue",
     "Gate": "kvant.evaluation",
@@ -78,12 +84,14 @@ _HOME = {
     "Model": "kvant.api.model",
     "Piece": "kvant.engine.results",
     "Recipe": "kvant.quant.recipe",
+    "Recommendation": "kvant.api.advice",
     "Rule": "kvant.quant.recipe",
     "Sampling": "kvant.engine.sampling",
     "Verification": "kvant.export.gguf.verify",
     "benchmark": "kvant.api.benchmark",
     "convert": "kvant.api.conversion",
     "demo": "kvant.api.demonstration",
+    "doctor": "kvant.api.advice",
     "evaluate": "kvant.api.measurement",
     "formats": "kvant.api.catalogue",
     "gates": "kvant.evaluation",
@@ -91,6 +99,7 @@ _HOME = {
     "kld_difference": "kvant.evaluation",
     "ln_ppl_difference": "kvant.evaluation",
     "load": "kvant.api.model",
+    "recommend": "kvant.api.advice",
     "quantize": "kvant.api.conversion",
     "verify": "kvant.api.verification",
 }

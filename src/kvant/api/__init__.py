@@ -11,6 +11,7 @@
     verification.py    verify: checksums, structure, reconstruction error
     evidence.py        how an artefact was made and what was measured, beside it
     evidence_check.py  all of that computed again
+    advice.py          recommend, doctor: what fits a device; this machine
     demonstration.py   demo: all of it on the built-in model; report.py writes its files
     source.py          what a user names becomes a checkpoint
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvant import _core
-from kvant.api.evidence import machine_name, record_speed
+from kvant.api.evidence import record_speed
 from kvant.api.source import Source, open_source, threads_or_default
 from kvant.checkpoint import Checkpoint
+from kvant.devices.machine import cpu_name
 from kvant.engine import load_engine
 from kvant.engine.load import KvTypeName
 from kvant.errors import UsageError
@@ -127,7 +128,7 @@ def benchmark(
 
 def record_benchmark(report: BenchReport) -> Path:
     """Add a report to the evidence beside its model, a GGUF file; gives the file that holds it."""
-    machine = machine_name()
+    machine = cpu_name()
     found = tuple(
         Speed(
             machine=machine,

@@ -51,7 +51,6 @@ __all__ = [
     "check_recordable",
     "evidence_chunks",
     "evidence_of",
-    "machine_name",
     "made_of",
     "measures_by_default",
     "quality_of",
@@ -358,18 +357,6 @@ def _rewrite(path: Path, change: Callable[[Evidence], Evidence]) -> tuple[Path, 
     if not places[1].exists() or _begins(places[1], CARD_MARK):
         write_atomic(places[1], card, force=True)  # a card of somebody else's stays
     return places
-
-
-def machine_name() -> str:
-    """The processor's name, as the system says it."""
-    import platform
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        return next(names)[:200]
-    except (OSError, StopIteration):
-        return (platform.processor() or platform.machine() or "unknown")[:200]
 
 
 def _digest(path: Path, size: int, header: int) -> FileDigest:

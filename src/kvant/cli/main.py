@@ -15,13 +15,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvant.cli import bench, convert, demo, evaluate, formats, inspect, quantize, run, verify
+from kvant.cli import (
+    bench,
+    convert,
+    demo,
+    devices,
+    doctor,
+    evaluate,
+    formats,
+    inspect,
+    quantize,
+    recommend,
+    run,
+    verify,
+)
 from kvant.errors import KvantError
 from kvant.version import __version__
 
 __all__ = ["main"]
 
-_COMMANDS = (demo, run, formats, inspect, convert, quantize, evaluate, bench, verify)
+_COMMANDS = (
+    *(demo, run, formats, inspect, convert, quantize, evaluate, bench, verify),
+    *(recommend, devices, doctor),
+)
 
 _EXAMPLES = """\
 examples:

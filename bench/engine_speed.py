@@ -36,6 +36,7 @@ RECIPES = {
     LLAMA: (
         *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
         *("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "F16", "BF16"),
+        *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_M", "IQ3_XXS", "IQ3_S"),
     ),
     QWEN: ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16", "BF16"),
     DEMO: ("Q4_K_M", "Q8_0"),
@@ -53,6 +54,11 @@ PACKED_SHARE = 0.55
 PROMPT_RATIO = {LLAMA: 1.25, QWEN: 1.25, DEMO: 1.0}
 TWICE = ("Q4_K_M", "Q5_K_M", "Q8_0")
 """Recipes whose prompts are twice as fast as the peer's on Qwen's shape."""
+CODEBOOKS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_M", "IQ3_XXS", "IQ3_S")
+"""Recipes over codebooks. The engine keeps levels instead of points, so it reads more bytes than the
+file has and less arithmetic: `CODEBOOK_PROMPT` and, up to two bits, `CODEBOOK_GENERATION` times the
+peer's speed are asked of it, and no share of the bandwidth."""
+CODEBOOK_PROMPT, CODEBOOK_GENERATION = 2.0, 1.2
 BANDWIDTH_SHARE, DEEP_SHARE, DEEP_RATIO = 0.9, 0.9, 1.8
 BATCH_RATIO, BATCH_SHARE = {4: 1.5, 16: 2.0}, 0.85
 LOAD_SECONDS, LOAD_EXTRA_MB = 1.0, 250.0
@@ -156,9 +162,13 @@ class Run:
         ratio = PROMPT_RATIO[shape]
         if shape == QWEN and recipe in TWICE:
             ratio = 2.0
+        if recipe in CODEBOOKS:
+            ratio = CODEBOOK_PROMPT
+        few = recipe.startswith(("IQ1", "IQ2"))
+        least = CODEBOOK_GENERATION if few else 1.0
         self.bar(models, "prompt", figures.ratio(prompt), ratio, "x llama.cpp")
-        self.bar(models, "generation", figures.ratio(generate), 1.0, "x llama.cpp")
-        if shape == LLAMA:
+        self.bar(models, "generation", figures.ratio(generate), least, "x llama.cpp")
+        if shape == LLAMA and recipe not in CODEBOOKS:
             least = LEAST_SHARE.get(recipe, PACKED_SHARE)
             self.bar(models, "prompt", figures.shares[prompt], least, " of the peak")
             share = figures.shares[generate]

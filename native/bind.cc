@@ -17,6 +17,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "kernels/lattice_points.h"
 #include "runtime/cpu.h"
 #include "runtime/rows.h"
 #include "runtime/texts.h"
@@ -109,6 +110,37 @@ void encode(int type, FloatsIn x, BytesIn scales, BytesOut codes) {
            int64_t(x.shape(0)));
 }
 
+void encode_weighted(int type, FloatsIn x, FloatsIn w, BytesIn scales, BytesOut codes) {
+  const PackingKernels& k = kernels_of(type);
+  require_blocks(k, x.shape(0), x.shape(1), scales.shape(0), scales.shape(1));
+  require(w.shape(0) == x.shape(0) && w.shape(1) == x.shape(1), "importance has the shape of the weights");
+  require(codes.shape(0) == x.shape(0) && codes.shape(1) == x.shape(1), "codes shape");
+  nb::gil_scoped_release unlocked;
+  const auto* s = reinterpret_cast<const Scales*>(scales.data());
+  if (k.encode_weighted) k.encode_weighted(x.data(), w.data(), s, codes.data(), int64_t(x.shape(0)));
+  else k.encode(x.data(), s, codes.data(), int64_t(x.shape(0)));
+}
+
+// Groups under scales of their own, for methods that go through a row group by group.
+void encode_groups(int type, FloatsIn x, std::optional<FloatsIn> w, FloatVector scales, BytesIn low,
+                   BytesOut codes) {
+  const PackingKernels& k = kernels_of(type);
+  const size_t n = x.shape(0);
+  require(k.encode_groups != nullptr, "the packing has no groups");
+  require(x.shape(1) == size_t(k.group), "arrays of weights and codes are [groups, group length]");
+  require(!w || (w->shape(0) == n && w->shape(1) == x.shape(1)), "importance has the shape of the weights");
+  require(scales.shape(0) == n && low.shape(0) == n && low.shape(1) == 1, "a scale and a shift a group");
+  require(codes.shape(0) == n && codes.shape(1) == x.shape(1), "codes shape");
+  nb::gil_scoped_release unlocked;
+  k.encode_groups(x.data(), w ? w->data() : nullptr, scales.data(), low.data(), codes.data(), int64_t(n));
+}
+
+std::vector<int> grid_points(int type) {
+  const PointTable t = points_of(type);
+  require(t.points != nullptr, "the packing has no table of points");
+  return std::vector<int>(t.points, t.points + t.count);
+}
+
 void decode(int type, BytesIn codes, BytesIn scales, FloatsOut y) {
   const PackingKernels& k = kernels_of(type);
   require_blocks(k, codes.shape(0), codes.shape(1), scales.shape(0), scales.shape(1));
@@ -189,6 +221,12 @@ NB_MODULE(_core, m) {
         "scales"_a.noconvert());
   m.def("encode", &encode, "type"_a, "x"_a.noconvert(), "scales"_a.noconvert(),
         "codes"_a.noconvert());
+  m.def("encode_weighted", &encode_weighted, "type"_a, "x"_a.noconvert(), "importance"_a.noconvert(),
+        "scales"_a.noconvert(), "codes"_a.noconvert());
+  m.def("encode_groups", &encode_groups, "type"_a, "x"_a.noconvert(),
+        "importance"_a.noconvert().none(), "scales"_a.noconvert(), "low"_a.noconvert(),
+        "codes"_a.noconvert());
+  m.def("grid_points", &grid_points, "type"_a, "The points of a codebook packing, packed.");
   m.def("decode", &decode, "type"_a, "codes"_a.noconvert(), "scales"_a.noconvert(),
         "y"_a.noconvert());
   m.def("layout", &layout, "type"_a, "codes"_a.noconvert(), "scales"_a.noconvert(),

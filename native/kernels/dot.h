@@ -162,4 +162,18 @@ static inline vc field_up(vc x) {
   return (vc)((vc16)x << SHIFT) & (uint8_t)MASK;
 }
 
+// Codes 0 to 15 become bytes of a book.
+static inline vc look_up(vc codes, const uint8_t* book) {
+#if defined(__AVX512F__)
+  const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)book));
+  return (vc)_mm512_shuffle_epi8(all, (__m512i)codes);
+#elif defined(__AVX2__)
+  const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)book));
+  return (vc)_mm256_shuffle_epi8(all, (__m256i)codes);
+#else
+  for (int i = 0; i < kLanes * 4; ++i) codes[i] = book[codes[i] & 15];
+  return codes;
+#endif
+}
+
 }  // namespace kvant::KVANT_ISA

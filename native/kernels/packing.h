@@ -33,6 +33,13 @@ struct PackingKernels {
   void (*layout)(const uint8_t* codes, const Scales* scales, uint8_t* out, int64_t blocks);
   void (*unlayout)(const uint8_t* in, uint8_t* codes, Scales* scales, int64_t blocks);
   const PanelKernels* panels;  // how the engine multiplies it
+  // Where codes are of groups of weights, and importance decides among them; else null. The second
+  // has a scale and a shift for each group of its own.
+  void (*encode_weighted)(const float* x, const float* w, const Scales* scales, uint8_t* codes,
+                          int64_t blocks) = nullptr;
+  void (*encode_groups)(const float* x, const float* w, const float* scales, const uint8_t* low,
+                        uint8_t* codes, int64_t groups) = nullptr;
+  int group = 1;
 };
 
 // One per instruction set: a null-terminated list of packings, and work on runs of plain floats.

@@ -10,13 +10,23 @@
 namespace kvant::KVANT_ISA {
 
 // How the sub-blocks' scales lie in a panel. SixBits: 256 values in 192 bytes, scales then minima
-// (or sixteen scales plus 32). Nibbles: scale below, minimum above. Bytes: signed.
-enum class SubScales { None, SixBits, SixBitsSigned, Nibbles, Bytes };
+// (or sixteen scales plus 32). Nibbles: scale below, minimum above. Bytes: signed. OddNibbles: odd
+// scales 1 to 31 in four bits, two to a byte.
+enum class SubScales { None, SixBits, SixBitsSigned, Nibbles, Bytes, OddNibbles };
+
+// What codes stand for: themselves, or an entry of a book of sixteen bytes, all of them at most 128
+// (and ZERO too) so that pairs of products fit 16 bits. The block's scale is `unit` times the file's.
+struct NoBook {
+  static constexpr bool used = false;
+  static constexpr float unit = 1.0f;
+};
 
 // LOW bits of each code lie together and HIGH above them (LOW 4 or 2 with HIGH 0, 1 or 2; or 8 and
 // 0). ZERO is the code of weight zero; AFFINE packings have minima instead.
-template <int LOW, int HIGH, int BLOCK, int SUB, int ZERO, SubScales SCALES, bool AFFINE>
+template <int LOW, int HIGH, int BLOCK, int SUB, int ZERO, SubScales SCALES, bool AFFINE,
+          class BOOK = NoBook>
 struct Format {
+  using Book = BOOK;
   static constexpr int low = LOW, high = HIGH, block = BLOCK, sub = SUB, zero = ZERO;
   static constexpr SubScales scales = SCALES;
   static constexpr bool affine = AFFINE, wide = LOW == 8;
@@ -27,6 +37,7 @@ struct Format {
   static constexpr int scale_bytes = !nested                                   ? 0
                                      : SCALES == SubScales::SixBits            ? 192
                                      : SCALES == SubScales::SixBitsSigned      ? 192
+                                     : SCALES == SubScales::OddNibbles         ? subs * 8
                                                                                : 256;
   // Codes lie in groups of 16 columns (32 where one high bit each fills a line): the line of high
   // bits, then the low ones. So a panel is one stream, and every line of it begins where memory's do.
@@ -111,6 +122,8 @@ class PackedBlock {
       out[2] |= field<0, 48>(h);
       out[3] |= field<2, 48>(h);
     }
+    if constexpr (F::Book::used)
+      for (int k = 0; k < 4; ++k) out[k] = look_up(out[k], F::Book::values);
   }
 
   inline vi scale(int j, int part) const {
@@ -118,6 +131,10 @@ class PackedBlock {
     if constexpr (F::scales == SubScales::SixBits) return widen(values_ + at);
     if constexpr (F::scales == SubScales::SixBitsSigned) return widen(values_ + at) - 32;
     if constexpr (F::scales == SubScales::Nibbles) return widen(record_ + at) & 15;
+    if constexpr (F::scales == SubScales::OddNibbles) {
+      const vi k = widen(record_ + j / 2 * 16 + part * kLanes) >> (j % 2 * 4) & 15;
+      return k + k + 1;
+    }
     return widen_signed(record_ + at);
   }
 
@@ -137,7 +154,10 @@ class PackedBlock {
     return a | b << 16;
   }
 
-  inline vf d(int part) const { return vload_f16((const uint16_t*)head_ + part * kLanes); }
+  inline vf d(int part) const {
+    const vf d = vload_f16((const uint16_t*)head_ + part * kLanes);
+    return F::Book::unit == 1.0f ? d : d * F::Book::unit;
+  }
   inline vf dmin(int part) const { return vload_f16((const uint16_t*)head_ + 16 + part * kLanes); }
 
  private:

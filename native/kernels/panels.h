@@ -44,6 +44,12 @@ static inline void put_scales(const Scales* s, uint8_t* out) {
                               : uint8_t(uint8_t(s[r].sub[j]) | s[r].submin[j] << 4);
     return;
   }
+  if constexpr (F::scales == SubScales::OddNibbles) {
+    for (int j = 0; j < F::subs; j += 2)
+      for (int r = 0; r < 16; ++r)
+        out[j * 8 + r] = uint8_t((s[r].sub[j] >> 1 & 15) | (s[r].sub[j + 1] >> 1 & 15) << 4);
+    return;
+  }
   if constexpr (F::scales == SubScales::SixBits)
     for (int j = 0; j < 8; ++j)
       for (int r = 0; r < 16; ++r) {

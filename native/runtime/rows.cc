@@ -61,7 +61,10 @@ class Codec {
     }
     const int64_t blocks = n / packing_->block;
     packing_->fit(in, importance, scales_.data(), blocks);
-    packing_->encode(in, scales_.data(), codes_.data(), blocks);
+    if (importance && packing_->encode_weighted)
+      packing_->encode_weighted(in, importance, scales_.data(), codes_.data(), blocks);
+    else
+      packing_->encode(in, scales_.data(), codes_.data(), blocks);
     packing_->layout(codes_.data(), scales_.data(), out, blocks);
   }
 

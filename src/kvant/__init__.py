@@ -21,13 +21,17 @@ from kvant.version import __version__
 if TYPE_CHECKING:
     from kvant.api.advice import Doctor, Recommendation, doctor, recommend
     from kvant.api.benchmark import BenchReport, benchmark
+    from kvant.api.calibration import CalibrationReport, calibrate
     from kvant.api.catalogue import Formats, formats
     from kvant.api.conversion import Artefact, convert, quantize
     from kvant.api.demonstration import DemoReport, demo
     from kvant.api.inspection import Inspection, inspect
     from kvant.api.measurement import evaluate
     from kvant.api.model import Model, load
+    from kvant.api.tune import TuneReport, tune
     from kvant.api.verification import verify
+    from kvant.api.within import Fitted, quantize_within
+    from kvant.calibration.importance import Importance
     from kvant.engine.results import Completion, Piece
     from kvant.engine.sampling import Sampling
     from kvant.errors import KvantError
@@ -38,12 +42,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Artefact",
     "BenchReport",
+    "CalibrationReport",
     "Completion",
     "DemoReport",
     "Doctor",
     "EvalResult",
+    "Fitted",
     "Formats",
     "Gate",
+    "Importance",
     "Inspection",
     "KvantError",
     "Model",
@@ -52,9 +59,11 @@ __all__ = [
     "Recommendation",
     "Rule",
     "Sampling",
+    "TuneReport",
     "Verification",
     "__version__",
     "benchmark",
+    "calibrate",
     "convert",
     "demo",
     "doctor",
@@ -66,19 +75,24 @@ __all__ = [
     "ln_ppl_difference",
     "load",
     "quantize",
+    "quantize_within",
     "recommend",
+    "tune",
     "verify",
 ]
 
 _HOME = {
     "Artefact": "kvant.api.conversion",
     "BenchReport": "kvant.api.benchmark",
+    "CalibrationReport": "kvant.api.calibration",
     "Completion": "kvant.engine.results",
     "DemoReport": "kvant.api.demonstration",
     "Doctor": "kvant.api.advice",
     "EvalResult": "kvant.evaluation",
+    "Fitted": "kvant.api.within",
     "Formats": "kvant.api.catalogue",
     "Gate": "kvant.evaluation",
+    "Importance": "kvant.calibration.importance",
     "Inspection": "kvant.api.inspection",
     "KvantError": "kvant.errors",
     "Model": "kvant.api.model",
@@ -87,8 +101,10 @@ _HOME = {
     "Recommendation": "kvant.api.advice",
     "Rule": "kvant.quant.recipe",
     "Sampling": "kvant.engine.sampling",
+    "TuneReport": "kvant.api.tune",
     "Verification": "kvant.export.gguf.verify",
     "benchmark": "kvant.api.benchmark",
+    "calibrate": "kvant.api.calibration",
     "convert": "kvant.api.conversion",
     "demo": "kvant.api.demonstration",
     "doctor": "kvant.api.advice",
@@ -101,6 +117,8 @@ _HOME = {
     "load": "kvant.api.model",
     "recommend": "kvant.api.advice",
     "quantize": "kvant.api.conversion",
+    "quantize_within": "kvant.api.within",
+    "tune": "kvant.api.tune",
     "verify": "kvant.api.verification",
 }
 

@@ -35,6 +35,7 @@ def _mistake(run: Run, folder: Path, *arguments: object, status: int = 1) -> str
 COMMANDS = {
     "inspect": ("inspect", "SRC"),
     "convert": ("convert", "SRC"),
+    "calibrate": ("calibrate", "SRC"),
     "quantize": ("quantize", "SRC", "Q4_K_M"),
     "eval": ("eval", "SRC"),
     "bench": ("bench", "SRC"),
@@ -170,7 +171,12 @@ def test_requests_that_make_no_sense(
     [
         ([], "required: COMMAND"),
         (["quantise", "demo"], "invalid choice: 'quantise'"),
-        (["quantize", "demo"], "required: RECIPE"),
+        (["quantize", "demo"], "exactly one of RECIPE, --fit, --bpw and --max-kld, got none"),
+        (["quantize", "demo", "Q4_K_M", "--fit", "1G"], "got the recipe Q4_K_M and --fit"),
+        (["quantize", "demo", "--fit", "1G", "--bpw", "4"], "got --fit and --bpw"),
+        (["quantize", "demo", "--fit", "small"], "expected a size such as 2G or 650MB"),
+        (["quantize", "demo", "--bpw", "few"], "invalid float value"),
+        (["quantize", "demo", "--bpw", "4", "--effort", "none"], "invalid choice: 'none'"),
         (["quantize", "demo", "Q4_K_M", "--threads", "0"], "expected a whole number from 1"),
         (["quantize", "demo", "Q4_K_M", "--threads", "two"], "got 'two'"),
         (["quantize", "demo", "Q4_K_M", "--split-size", "2X"], "expected a size such as 2G"),

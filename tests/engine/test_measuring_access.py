@@ -88,6 +88,30 @@ def test_layers_one_by_one_are_a_step(loaded: tuple[Checkpoint, Engine]) -> None
     assert np.array_equal(engine.head(hidden), logits)
 
 
+def test_the_rest_from_any_layer_is_a_step(loaded: tuple[Checkpoint, Engine]) -> None:
+    engine = loaded[1]
+    sequences = [(engine.sequence(), n) for n in LENGTHS]
+    work = [(s, t) for (s, _), t in zip(sequences, TEXTS, strict=True)]
+    logits = engine.step(work, logits="all")
+    for s, _ in sequences:
+        s.truncate(0)
+    rows = np.array([0, 3, 49, 50, 90], np.int32)
+    stream = engine.embed(STACKED)
+    for layer in range(engine.layers + 1):
+        for _ in range(2):
+            assert np.array_equal(engine.run_rest(layer, stream, sequences, rows), logits[rows])
+        if layer < engine.layers:
+            stream, _ = engine.run_layer(layer, stream, sequences)
+    assert all(s.length == 0 for s, _ in sequences)
+    for wrong in (-1, engine.layers + 1):
+        with pytest.raises(UsageError, match="Expected a layer from 0 to"):
+            engine.run_rest(wrong, stream, sequences, rows)
+    with pytest.raises(UsageError, match="hidden states"):
+        engine.run_rest(0, stream[1:], sequences, rows)
+    for s, _ in sequences:
+        s.free()
+
+
 def test_a_layer_in_any_chunks_and_again(engine: Engine) -> None:
     """A layer may run again on the same tokens, with other hidden states: what searching does."""
     text = TEXTS[0]

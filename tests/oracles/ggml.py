@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.packing.types import BY_NAME
+from kvant.quant.assign import NEED_IMPORTANCE
 
 __all__ = ["DEQUANTISERS", "Ggml", "load"]
 
@@ -22,6 +23,10 @@ DEQUANTISERS = {
     "F16": "ggml_fp16_to_fp32_row",
     "BF16": "ggml_bf16_to_fp32_row",
     **{name: f"dequantize_row_{name.lower()}" for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")},
+    **{
+        name: f"dequantize_row_{name.lower()}"
+        for name in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+    },
     **{name: f"dequantize_row_q{name[1]}_K" for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")},
 }
 """The C function that decodes a row of each type."""
@@ -53,6 +58,8 @@ class Ggml:
         if columns % storage.block:
             raise ValueError(f"{columns} is not a multiple of {storage.block}")
         x = np.ascontiguousarray(x, np.float32)
+        if importance is None and name in NEED_IMPORTANCE:  # it would end the process
+            importance = np.ones(columns, np.float32)
         weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
         if weights is not None and weights.shape != (columns,):
             raise ValueError(f"importance is {weights.shape}, rows have {columns} columns")

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 
 from kvant import _core
 from kvant.packing import Packing, all_packings
+from kvant.packing.lattice_layout import LatticePacking
 
-__all__ = ["BLOCK_PACKINGS", "K_PACKINGS", "PLAIN_PACKINGS", "using"]
+__all__ = ["BLOCK_PACKINGS", "K_PACKINGS", "LATTICE_PACKINGS", "PLAIN_PACKINGS", "using"]
 
 BLOCK_PACKINGS: tuple[Packing, ...] = tuple(p for p in all_packings() if p.block > 1)
-K_PACKINGS = tuple(p for p in BLOCK_PACKINGS if p.block == 256)
+K_PACKINGS = tuple(p for p in BLOCK_PACKINGS if p.name.endswith("_K"))
+LATTICE_PACKINGS = tuple(p for p in BLOCK_PACKINGS if isinstance(p, LatticePacking))
 PLAIN_PACKINGS = tuple(p for p in BLOCK_PACKINGS if p.block == 32)
 
 

@@ -1,8 +1,8 @@
 """llama-quantize's choice of tensor types: the tool itself where it is built, and its rules retold.
 
 The rules are those of ``src/llama-quant.cpp`` (``llama_tensor_get_type_impl``,
-``tensor_type_fallback``) for dense llama and qwen models without an importance matrix, written
-down as tables a reader can lay beside the C++. `tool_types` asks the tool, so that a test can show
+``tensor_type_fallback``) for dense llama and qwen models without an importance matrix (with one for
+the file types of code books, which ask for it), written down as tables a reader can lay beside the C++. `tool_types` asks the tool, so that a test can show
 that retelling and tool agree; no wheel brings that tool, so it is looked for in the folder named by
 ``KVANT_LLAMA_BIN`` and on the path.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,17 @@ FILE_TYPES = {
     "Q5_K_S": (16, "Q5_K"),
     "Q5_K_M": (17, "Q5_K"),
     "Q6_K": (18, "Q6_K"),
+    "IQ2_XXS": (19, "IQ2_XXS"),
+    "IQ2_XS": (20, "IQ2_XS"),
     "Q2_K_S": (21, "Q2_K"),
+    "IQ3_XS": (22, "IQ3_S"),
+    "IQ3_XXS": (23, "IQ3_XXS"),
+    "IQ1_S": (24, "IQ1_S"),
+    "IQ3_S": (26, "IQ3_S"),
+    "IQ3_M": (27, "IQ3_S"),
+    "IQ2_S": (28, "IQ2_XS"),
+    "IQ2_M": (29, "IQ2_S"),
+    "IQ1_M": (31, "IQ1_M"),
     "BF16": (32, "BF16"),
 }
 """Name of a file type: its number (``enum llama_ftype``) and default tensor type."""
@@ -43,6 +54,9 @@ FILE_TYPES = {
 _BLOCK = {"F32": 1, "F16": 1, "BF16": 1}
 _BLOCK |= dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), 32)
 _BLOCK |= dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), 256)
+_CODEBOOKS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+_BLOCK |= dict.fromkeys(_CODEBOOKS, 256) | {"IQ4_NL": 32}
+_FEW_BITS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M")
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,8 @@ def _fallback(kind: str, row: int) -> str:
             smaller = "Q5_1"
         case "Q6_K":
             smaller = "Q8_0"
+        case _ if kind in _CODEBOOKS:
+            smaller = "IQ4_NL"
         case _:
             return "F16"
     return smaller if row % 32 == 0 else "F16"
@@ -93,16 +109,40 @@ def _standard(file_type: str, default: str, name: str, row: int, facts: Facts) -
     if name == "output.weight" or (name == "token_embd.weight" and facts.tied):
         if row % _BLOCK[default]:
             return "Q8_0"
+        if file_type in (*_FEW_BITS, "IQ3_XXS"):
+            return "Q5_K"
         return default if default == "Q8_0" else "Q6_K"
+    if name == "token_embd.weight":
+        few = {"IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S", "IQ3_XXS": "IQ3_S"}
+        return few.get(file_type, "Q2_K" if file_type in _FEW_BITS else default)
     layer = re.match(r"blk\.(\d+)\.", name)
     i, n = int(layer[1]) if layer else 0, facts.layers
+    if file_type in _FEW_BITS:
+        return _few_bits(file_type, default, name, i, facts)
     if "attn_v.weight" in name:
         kind = _attn_v(file_type, default, i, facts)
         return "Q5_K" if facts.is_70b and kind in ("Q3_K", "Q4_K") else kind
     if "attn_output.weight" in name:
-        return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(file_type, default)
+        lifted = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}
+        return (lifted | {"IQ3_XXS": "IQ3_S", "IQ3_M": "Q4_K"}).get(file_type, default)
+    if "attn_q.weight" in name or "attn_k.weight" in name:
+        return {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(file_type, default)
+    if "ffn_gate" in name or "ffn_up" in name:
+        return "IQ3_XXS" if file_type == "IQ3_XS" and n // 8 <= i < 7 * n // 8 else default
     if "ffn_down" in name:
         return _ffn_down(file_type, default, i, n)
+    return default
+
+
+def _few_bits(file_type: str, default: str, name: str, i: int, facts: Facts) -> str:
+    lifted = "IQ3_S" if file_type in ("IQ2_S", "IQ2_M") else "Q2_K"
+    if "attn_v.weight" in name:
+        return "Q4_K" if facts.gqa >= 4 else lifted
+    if "ffn_down" in name:
+        return lifted if i < facts.layers // 8 else default
+    if "attn_output.weight" in name:
+        mixed = {"IQ1_S": "IQ2_XXS", "IQ1_M": "IQ2_XXS", "IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S"}
+        return mixed.get(file_type, default)
     return default
 
 
@@ -116,6 +156,10 @@ def _attn_v(file_type: str, default: str, i: int, facts: Facts) -> str:
             return "Q4_K" if facts.gqa >= 4 else "Q3_K"
         case "Q2_K_S":
             return "Q4_K" if facts.gqa >= 4 else "Q2_K"
+        case "IQ3_XXS" | "IQ3_XS" | "IQ3_S":
+            return "Q4_K" if facts.gqa >= 4 else default
+        case "IQ3_M":
+            return "Q4_K"
         case "Q3_K_M":
             return "Q5_K" if i < 2 else "Q4_K"
         case "Q3_K_L":
@@ -133,6 +177,8 @@ def _ffn_down(file_type: str, default: str, i: int, n: int) -> str:
             return "Q3_K"
         case "Q2_K_S":
             return "Q4_K" if i < n // 8 else "Q2_K"
+        case "IQ3_M":
+            return "Q4_K" if i < n // 8 else default
         case "Q3_K_M":
             return "Q5_K" if i < n // 16 else "Q4_K"
         case "Q3_K_L":
@@ -152,9 +198,20 @@ def find_tool() -> Path | None:
     return Path(found) if found else None
 
 
+def _some_matrix() -> bytes:
+    """An importance matrix in the tool's older format: one entry, of one column."""
+    name, text = b"blk.0.ffn_up.weight", b"nothing"
+    entry = struct.pack("<i", len(name)) + name + struct.pack("<iif", 1, 1, 1.0)
+    return struct.pack("<i", 1) + entry + struct.pack("<ii", 1, len(text)) + text
+
+
 def tool_types(tool: Path, path: Path, file_type: str) -> dict[str, str]:
     """What ``llama-quantize --dry-run`` would make of each tensor of ``path``."""
     command = [str(tool), "--dry-run", "--allow-requantize", str(path), file_type]
+    if FILE_TYPES[file_type][1] in _CODEBOOKS:
+        matrix = path.with_name("some.imatrix")
+        matrix.write_bytes(_some_matrix())
+        command[2:2] = ["--imatrix", str(matrix)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     line = r"^\[ *\d+/ *\d+\] +(\S+) +- \[.*?\], type = +(\w+), size = .*?(?:\((\w+)\))?$"
     found = re.findall(line, done.stdout + done.stderr, re.MULTILINE)

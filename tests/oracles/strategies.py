@@ -9,6 +9,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from kvant.packing import Packing
+from kvant.packing.lattice_layout import LatticePacking
 from kvant.packing.spec import SCALES
 
 from .weights import HALF_MAX
@@ -110,6 +111,10 @@ def codes_and_scales(draw: st.DrawFn, packing: Packing) -> tuple[Floats, Floats]
             st.lists(st.floats(allow_nan=False, allow_infinity=False, width=16), min_size=n,
                      max_size=n)
         )  # fmt: skip
+    if isinstance(packing, LatticePacking):  # any bytes are points; not any codes
+        data = rng.integers(0, 256, (n, packing.storage.block_bytes), dtype=np.uint8)
+        codes, of_bytes = packing.unlayout(data)
+        scales["sub"], scales["submin"] = of_bytes["sub"], of_bytes["submin"]
     if packing.name in _SUB_RANGES:
         subs, least, most, most_minimum = _SUB_RANGES[packing.name]
         scales["sub"][:, :subs] = rng.integers(least, most + 1, (n, subs))

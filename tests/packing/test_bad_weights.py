@@ -84,7 +84,12 @@ def spoil_a_scale(packing: Packing, target: str, bits: int) -> None:
     data = quantize(packing.name, np.ones((ROWS, columns), np.float32))
     position = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(packing.name, 0)
     place = 3 * packing.storage.block_bytes + position
-    data[1, place : place + 2] = np.array([bits], "<u2").view(np.uint8)
+    if packing.name == "IQ1_M":  # four bits of it above the scales in each of four words
+        at = 3 * packing.storage.block_bytes + 48
+        words = data[1, at : at + 8].view("<u2")
+        words[:] = (words & 0xFFF) | (bits >> np.array([0, 4, 8, 12]) & 15) << 12
+    else:
+        data[1, place : place + 2] = np.array([bits], "<u2").view(np.uint8)
     with np.errstate(invalid="ignore"):
         decoded = dequantize(packing.name, data)
     first = np.flatnonzero(~np.isfinite(decoded))[0]

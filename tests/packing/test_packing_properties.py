@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from kvant.errors import UsageError
 from kvant.packing import Packing, all_packings, dequantize, get, known, native, quantize
 from kvant.packing.spec import SCALES
-from oracles.kernels import BLOCK_PACKINGS, K_PACKINGS, PLAIN_PACKINGS
+from oracles.kernels import BLOCK_PACKINGS, K_PACKINGS, LATTICE_PACKINGS, PLAIN_PACKINGS
 from oracles.strategies import blocks, blocks_and_importance, codes_and_scales
 
 by_name = pytest.mark.parametrize("packing", BLOCK_PACKINGS, ids=lambda p: p.name)
 plain = pytest.mark.parametrize("packing", PLAIN_PACKINGS, ids=lambda p: p.name)
-searched = pytest.mark.parametrize("packing", K_PACKINGS, ids=lambda p: p.name)
+searched = pytest.mark.parametrize("packing", (*K_PACKINGS, *LATTICE_PACKINGS), ids=lambda p: p.name)
 examples = settings(max_examples=40, deadline=None)
 
 
@@ -170,8 +170,15 @@ def test_names_sizes_and_classes() -> None:
     """What `kvant formats` shows."""
     table = {p.name: (p.precision_class, round(p.bits_per_weight, 4)) for p in all_packings()}
     assert table == {
+        "IQ1_S": ("ultra-low", 1.5625),
+        "IQ1_M": ("ultra-low", 1.75),
+        "IQ2_XXS": ("ultra-low", 2.0625),
+        "IQ2_XS": ("ultra-low", 2.3125),
+        "IQ2_S": ("ultra-low", 2.5625),
         "Q2_K": ("ultra-low", 2.625),
+        "IQ3_XXS": ("low", 3.0625),
         "Q3_K": ("low", 3.4375),
+        "IQ3_S": ("low", 3.4375),
         "Q4_0": ("low", 4.5),
         "Q4_K": ("low", 4.5),
         "Q4_1": ("low", 5.0),
@@ -184,13 +191,14 @@ def test_names_sizes_and_classes() -> None:
         "BF16": ("full", 16.0),
         "F32": ("full", 32.0),
     }
-    assert [p.bits for p in all_packings()] == sorted(p.bits for p in all_packings())
+    sizes = [p.bits_per_weight for p in all_packings()]
+    assert sizes == sorted(sizes)
     for packing in all_packings():
         assert get(packing.name.lower()) is packing
         assert known(packing.name)
         assert packing.good_for
         assert packing.block_layout
     assert not known("IQ4_XS")
-    with pytest.raises(UsageError, match="kvant knows Q2_K"):
+    with pytest.raises(UsageError, match="kvant knows IQ1_S"):
         get("Q9_K")
     assert SCALES.itemsize == 40

@@ -14,11 +14,11 @@ import pytest
 
 from kvant.packing import Packing, dequantize, quantize
 from oracles.ggml import Ggml
-from oracles.kernels import K_PACKINGS
+from oracles.kernels import K_PACKINGS, LATTICE_PACKINGS
 from oracles.weights import KINDS, builtin_model, importance, kind, squared_error, tensors
 
 pytestmark = pytest.mark.parity
-by_name = pytest.mark.parametrize("packing", K_PACKINGS, ids=lambda p: p.name)
+by_name = pytest.mark.parametrize("packing", (*K_PACKINGS, *LATTICE_PACKINGS), ids=lambda p: p.name)
 ROWS, COLUMNS = 128, 1024
 
 

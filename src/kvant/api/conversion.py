@@ -10,14 +10,20 @@ from pathlib import Path
 
 from kvant.api.evidence import Recorder, measures_by_default, record_evidence
 from kvant.api.source import Source, open_source, threads_or_default
+from kvant.calibration.belongs import belonging
+from kvant.calibration.imatrix import read_importance
+from kvant.calibration.importance import Importance
 from kvant.checkpoint import Checkpoint
 from kvant.errors import OutputError, UsageError
 from kvant.evidence import Making
-from kvant.export.gguf.plan import Plan, PlannedTensor, model_metadata, plan_export
+from kvant.export.gguf.plan import SEARCHED, Plan, PlannedTensor, model_metadata, plan_export
 from kvant.export.gguf.stream import Progress
 from kvant.export.gguf.write import write_plan
+from kvant.files.atomic import write_atomic
+from kvant.quant.assign import NEED_IMPORTANCE
 from kvant.quant.presets import preset
 from kvant.quant.recipe import Recipe
+from kvant.quant.recipe_file import is_recipe_file, read_recipe, recipe_text
 
 __all__ = ["Artefact", "TensorReport", "convert", "quantize"]
 
@@ -123,9 +129,12 @@ def quantize(
     *,
     threads: int | None = None,
     tensors: Sequence[str] = (),
+    importance: Source | Importance | None = None,
+    save_recipe: Source | None = None,
     split_size: int | None = None,
     pre_tokenizer: str | None = None,
     evidence: bool | None = None,
+    making: Making | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -134,28 +143,36 @@ def quantize(
 
     Args:
         source: ``demo``, a Hugging Face folder or a GGUF file.
-        recipe: a preset's name, in any case, or a recipe.
+        recipe: a preset's name, in any case, a recipe's file (its name ends in .json), or a recipe.
         output: file to write; a folder gets the conventional name; by default that name in the
             current folder.
         threads: processors to use; the bytes do not depend on it.
         tensors: ``REGEX=PACKING`` texts that go before the recipe.
+        importance: how much each input of a linear matters, as `calibrate` gives it, or a file of
+            it (llama.cpp's imatrix files too): scales are chosen for the least weighted error.
+        save_recipe: file to write the recipe to, as JSON.
         split_size: bytes a file may hold before the next one is begun.
         pre_tokenizer: llama.cpp's name for the pre-tokenizer, where it cannot be determined.
         evidence: True measures what it cost, against the source, before the file appears; False
             writes nothing beside the file; by default how it was made, and its sizes, are
             written beside it (`kvant.api.evidence.measures_by_default`).
+        making: what decided the recipe, for the evidence: effort, budget, seed.
         force: replace existing files.
         dry_run: decide everything, write nothing.
         progress: called with weights done, weights in all, and the tensor at hand.
 
     Raises:
         UsageError: no such recipe; an override or size that does not suit the model.
-        InputError: the source is damaged, not supported, or holds NaN or infinity.
+        InputError: the source is damaged, not supported, or holds NaN or infinity; the importance
+            is of another model, or its file damaged.
         OutputError: the output exists or cannot be written. Nothing is left behind.
     """
-    chosen = preset(recipe) if isinstance(recipe, str) else recipe
+    chosen = named_recipe(recipe) if isinstance(recipe, str) else recipe
+    checkpoint = open_source(source)
+    if save_recipe is not None:
+        write_atomic(Path(save_recipe), recipe_text(chosen), force=force)
     return _export(
-        open_source(source),
+        checkpoint,
         chosen,
         output,
         tensors,
@@ -165,7 +182,9 @@ def quantize(
         force,
         dry_run,
         progress,
+        None if importance is None else importance_of(importance, checkpoint),
         evidence=evidence,
+        making=making,
     )
 
 
@@ -180,6 +199,7 @@ def _export(
     force: bool,
     dry_run: bool,
     progress: Progress | None,
+    importance: Importance | None = None,
     *,
     evidence: bool | None,
     making: Making | None = None,
@@ -196,15 +216,19 @@ def _export(
         model=model_metadata(checkpoint, pre_tokenizer=pre_tokenizer),
         making=making,
         reserve=bool(measure),
+        importance=importance,
     )
     path = _output_path(checkpoint, recipe, output)
     names = plan.file_names(path.name)
+    weighed = () if importance is None else _importance_notes(plan)
     if dry_run:
-        return _artefact(plan, tuple(path.with_name(n) for n in names), None)
+        return _artefact(plan, tuple(path.with_name(n) for n in names), None, weighed)
     workers = threads_or_default(threads)
     recorder: Recorder | None = None
     if evidence is not False:
-        recorder = record_evidence(plan, path, threads=workers, progress=progress)
+        recorder = record_evidence(
+            plan, path, threads=workers, target=making.target, progress=progress
+        )
     written = write_plan(
         plan,
         path,
@@ -214,10 +238,49 @@ def _export(
         complete=None if recorder is None else recorder.completion,
     )
     return replace(
-        _artefact(plan, written.paths, written.seconds),
+        _artefact(plan, written.paths, written.seconds, weighed),
         beside=written.beside,
-        notes=_notes(plan) + (() if recorder is None else tuple(recorder.notes)),
+        notes=_notes(plan) + weighed + (() if recorder is None else tuple(recorder.notes)),
     )
+
+
+def named_recipe(name: str) -> Recipe:
+    """A preset by its name, or the recipe of a file.
+
+    Raises:
+        UsageError: there is no such preset.
+        InputError: no such file, or it holds no recipe.
+    """
+    return read_recipe(name) if is_recipe_file(name) else preset(name)
+
+
+def importance_of(importance: Source | Importance, checkpoint: Checkpoint) -> Importance:
+    """Importance of this model, from a file or as it was collected.
+
+    Raises:
+        InputError: it is of another model; or the file is damaged or cannot be read.
+    """
+    found = importance if isinstance(importance, Importance) else read_importance(importance)
+    return belonging(found, checkpoint)
+
+
+def _importance_notes(plan: Plan) -> tuple[str, ...]:
+    """Quantised matrices that the importance makes no difference to."""
+    matrices = [t for t in plan.tensors if t.assignment.slot.is_matrix]
+    quantised = [t for t in matrices if t.assignment.packing not in _FLOAT_TYPES]
+    notes = []
+    formulas = [t for t in quantised if t.assignment.packing not in SEARCHED]
+    if formulas:
+        kinds = ", ".join(sorted({t.assignment.packing for t in formulas}))
+        notes.append(
+            f"{len(formulas)} tensors are {kinds}, which follows a formula: the importance changes "
+            "nothing there."
+        )
+    unknown = [t.name for t in quantised if t.importance is None and t not in formulas]
+    if unknown:
+        listed = ", ".join(unknown[:4]) + (" …" if len(unknown) > 4 else "")
+        notes.append(f"Without importance, so all columns count alike: {listed}.")
+    return tuple(notes)
 
 
 def _output_path(checkpoint: Checkpoint, recipe: Recipe, output: Source | None) -> Path:
@@ -235,7 +298,9 @@ def _output_path(checkpoint: Checkpoint, recipe: Recipe, output: Source | None) 
     return path
 
 
-def _artefact(plan: Plan, paths: tuple[Path, ...], seconds: float | None) -> Artefact:
+def _artefact(
+    plan: Plan, paths: tuple[Path, ...], seconds: float | None, notes: tuple[str, ...] = ()
+) -> Artefact:
     return Artefact(
         paths=paths,
         recipe=plan.recipe.name,
@@ -253,7 +318,7 @@ def _artefact(plan: Plan, paths: tuple[Path, ...], seconds: float | None) -> Art
             )
             for t in plan.tensors
         ),
-        notes=_notes(plan),
+        notes=_notes(plan) + notes,
         seconds=seconds,
     )
 
@@ -263,6 +328,12 @@ def _loses_digits(tensor: PlannedTensor) -> bool:
     if tensor.requantised:  # a scale times a code takes up to 24 bits
         return change[1] in ("F16", "BF16")
     return change in (("F32", "F16"), ("F32", "BF16"), ("F16", "BF16"))
+
+
+def _needs_importance(tensor: PlannedTensor) -> bool:
+    """Whether it has so few bits that importance decides; an embedding has none."""
+    slot = tensor.assignment.slot
+    return tensor.assignment.packing in NEED_IMPORTANCE and slot.layer is not None
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:
@@ -295,6 +366,13 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         notes.append(
             f"Weights stored as {', '.join(rounded)} are rounded to {plan.recipe.name}, which "
             f"keeps fewer digits; `kvant convert --dtype {keeps_all}` keeps all."
+        )
+    blind = [t for t in plan.tensors if _needs_importance(t) and t.importance is None]
+    if blind:
+        kinds = ", ".join(sorted({t.assignment.packing for t in blind}))
+        notes.append(
+            f"{len(blind)} tensors are {kinds} without importance, so quality is poor: `kvant "
+            "calibrate SRC` collects it, and `kvant quantize --importance FILE` uses it."
         )
     if plan.checkpoint.ignored:
         keys = plan.checkpoint.ignored

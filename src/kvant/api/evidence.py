@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,7 @@ def record_evidence(
     *,
     threads: int,
     measure: bool | None = None,
+    target: str | None = None,
     progress: Progress | None = None,
 ) -> Recorder:
     """Prepare the evidence of an artefact that is about to be written.
@@ -122,6 +123,7 @@ def record_evidence(
         path: where; shards are named after it.
         threads: for measuring.
         measure: measure quality; by default where the plan has room for it.
+        target: the budget the recipe was found for, as `Making` has it.
         progress: called with tokens done, tokens in all, and "measuring".
     """
     wanted = plan.reserved if measure is None else measure
@@ -136,9 +138,10 @@ def record_evidence(
         return quality_text(recorder.quality)
 
     def described(files: Sequence[FileDigest]) -> Sequence[str]:
+        made = made_of(plan.shards[0].metadata, safe_name(checkpoint.path.name), here=True)
         found = Evidence(
             files=tuple(files),
-            made=made_of(plan.shards[0].metadata, safe_name(checkpoint.path.name), here=True),
+            made=None if made is None else replace(made, target=target),
             sizes=measure_sizes((t.spec for t in plan.tensors), plan.size),
             quality=() if recorder.quality is None else (recorder.quality,),
         )
@@ -251,7 +254,7 @@ def made_of(
         importance=text("kvant.importance.sha256"),
         calibration=text("kvant.calibration.sha256"),
         seed=seed.value if seed is not None and type(seed.value) is int else None,
-        target=text("kvant.target"),
+        target=None,
         source=text(SOURCE),
         source_name=source_name,
         versions=versions,

@@ -124,7 +124,7 @@ def _making(own: Made, stated: Made | None) -> Iterator[Check]:
         yield Check("how it was made", "unknown", own.recipe, False)
         return
     for name in (f.name for f in fields(Made)):
-        if name not in ("versions", "source_name"):
+        if name not in ("versions", "source_name", "target"):
             yield _same(f"made: {name}", getattr(stated, name), getattr(own, name))
     yield _same("made: version", stated.versions.get("kvant"), own.versions.get("kvant"))
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from kvant.cli import (
     bench,
+    calibrate,
     convert,
     demo,
     devices,
@@ -27,6 +28,7 @@ from kvant.cli import (
     quantize,
     recommend,
     run,
+    tune,
     verify,
 )
 from kvant.errors import KvantError
@@ -35,7 +37,8 @@ from kvant.version import __version__
 __all__ = ["main"]
 
 _COMMANDS = (
-    *(demo, run, formats, inspect, convert, quantize, evaluate, bench, verify),
+    *(demo, run, formats, inspect, convert),
+    *(calibrate, quantize, tune, evaluate, bench, verify),
     *(recommend, devices, doctor),
 )
 

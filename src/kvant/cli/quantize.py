@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kvant.cli.artefact import print_artefact
+from kvant.cli.budget import add_budgets, check_budgets, run_budget
 from kvant.cli.options import Commands, add_output, without_matrices
 from kvant.cli.show import weight_progress
 
@@ -16,11 +17,15 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "quantize",
         help="write a quantised GGUF file",
-        description="Write a quantised GGUF file, in one pass and little memory.",
+        description="Write a quantised GGUF file: by a recipe in one pass and little memory, or "
+        "the one that loses least within a budget, found by measuring.",
     )
     parser.add_argument("source", metavar="SRC", help="demo, a Hugging Face folder, a GGUF file")
     parser.add_argument(
-        "recipe", metavar="RECIPE", help="such as Q4_K_M; `kvant formats` lists all"
+        "recipe",
+        nargs="?",
+        metavar="RECIPE",
+        help="such as Q4_K_M (`kvant formats` lists all), or a recipe's file, which ends in .json",
     )
     add_output(parser)
     parser.add_argument(
@@ -31,16 +36,30 @@ def add(commands: Commands) -> None:
         help="packing for tensors whose name has the expression; may be given several times",
     )
     parser.add_argument(
+        "--importance",
+        metavar="FILE",
+        help="importance of each input, from `kvant calibrate` or llama.cpp (imatrix)",
+    )
+    parser.add_argument(
+        "--effort",
+        choices=("fast", "balanced", "best"),
+        help="fast measures nothing, balanced takes minutes, best several times that",
+    )
+    parser.add_argument("--save-recipe", metavar="FILE", help="write the recipe as JSON, too")
+    add_budgets(parser)
+    parser.add_argument(
         "--evidence",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="measure what it cost, against SRC, before the file appears; with --no-evidence "
         "nothing is written beside the file (default: how it was made and its sizes)",
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, late="recipe", refuse=parser.error)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if check_budgets(arguments):
+        return run_budget(arguments)
     without_matrices()
     from kvant.api.conversion import quantize
 
@@ -51,6 +70,8 @@ def _run(arguments: argparse.Namespace) -> int:
             arguments.output,
             threads=arguments.threads,
             tensors=arguments.tensor,
+            importance=arguments.importance,
+            save_recipe=arguments.save_recipe,
             split_size=arguments.split_size,
             pre_tokenizer=arguments.pre_tokenizer,
             evidence=arguments.evidence,

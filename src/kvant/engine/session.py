@@ -266,6 +266,50 @@ class Engine:
                 out.append(stream)
         return np.concatenate(out)
 
+    def run_rest(
+        self,
+        layer: int,
+        hidden: Floats,
+        sequences: Sequence[tuple[KvSequence, int]],
+        rows: npt.NDArray[np.int32],
+    ) -> Floats:
+        """Run the layers from ``layer`` on and the head; ``run_layer`` says what it is given.
+
+        No sequence gets longer, so the same rows may run again with other weights.
+
+        Args:
+            layer: the first that runs; the number of layers runs the head alone.
+            hidden: the stream before it.
+            sequences: whose tokens the rows are.
+            rows: of ``hidden``, ascending: those whose predictions are wanted.
+
+        Returns:
+            Logits, float32 [rows, vocabulary].
+
+        Raises:
+            UsageError, CacheFullError, ContextError: as for ``run_layer``.
+            DataError: logits are NaN or infinite.
+        """
+        count = sum(n for _, n in sequences)
+        if not 0 <= layer <= self.layers or hidden.shape != (count, self.hidden_size):
+            raise UsageError(
+                f"Expected a layer from 0 to {self.layers} and hidden states [{count}, "
+                f"{self.hidden_size}], got layer {layer} and {list(hidden.shape)}."
+            )
+        if not 0 < count <= self.step_tokens:
+            raise UsageError(f"The rest takes 1 to {self.step_tokens} rows at once, got {count}.")
+        tokens = np.zeros(len(hidden), np.int32)
+        out = np.empty((len(rows), self.vocab_size), np.float32)
+        stream = np.ascontiguousarray(hidden, np.float32)
+        with self._lock:
+            self._reserve([(s, tokens[:n]) for s, n in sequences])
+            layout = self._layout(sequences)
+            found = self._plan.step(
+                tokens, *layout, rows, layer, self.layers, stream, None, None, out, []
+            )
+            self._check(found)
+        return out
+
     def run_layer(
         self,
         layer: int,
@@ -341,6 +385,44 @@ class Engine:
             inputs[name] = by_op[op]
         return inputs, list(by_op.items())
 
+    def head_inputs(self, hidden: Floats) -> Floats:
+        """What the head reads, of the stream after the last layer: the same shape, normed.
+
+        Args:
+            hidden: float32 [tokens, hidden], any number of rows.
+
+        Raises:
+            UsageError: rows of another length.
+        """
+        if hidden.ndim != 2 or hidden.shape[1] != self.hidden_size:
+            raise UsageError(
+                f"Expected hidden states [rows, {self.hidden_size}], got {list(hidden.shape)}."
+            )
+        out = np.empty(hidden.shape, np.float32)
+        for start in range(0, len(hidden), self.step_tokens):
+            part = np.ascontiguousarray(hidden[start : start + self.step_tokens], np.float32)
+            count = len(part)
+            entries = np.array([[0, count, 0]], np.int64)
+            tables = np.zeros((1, -(-count // _core.KV_BLOCK)), np.int32)
+            tokens, rows = np.zeros(count, np.int32), np.arange(count, dtype=np.int32)
+            beyond = self.layers  # no layer runs, only what follows them
+            with self._lock:
+                found = self._plan.step(
+                    tokens,
+                    entries,
+                    tables,
+                    rows,
+                    beyond,
+                    beyond,
+                    part,
+                    None,
+                    out[start : start + count],
+                    None,
+                    [],
+                )
+            self._check(found)
+        return out
+
     def linears(self, layer: int) -> list[str]:
         """Canonical names of a layer's linears."""
         return [n for n in self._lowered.linear_ops if n.startswith(f"blk.{layer}.")]
@@ -361,24 +443,37 @@ class Engine:
         Raises:
             UsageError: a name the model has no linear for, or another shape.
         """
-        ids = {}
+        old = self.replace(weights)
+        try:
+            yield
+        finally:
+            self.replace(old)
+
+    def replace(self, weights: Mapping[str, _core.Weight]) -> dict[str, _core.Weight]:
+        """Run with other weights of the same shapes from now on.
+
+        Returns:
+            Those that were in their place, by name: what puts everything back.
+
+        Raises:
+            UsageError: a name the model has no linear for, or another shape; nothing has changed.
+        """
         for name in weights:
             if name not in self._lowered.matrices:
                 raise UsageError(f"The model has no linear called {name!r}.")
-            ids[name] = self._lowered.matrices[name]
-        old = {name: self._plan.weight(i) for name, i in ids.items()}
-        try:
-            with self._lock:
-                for name, weight in weights.items():
-                    try:
-                        self._plan.set_weight(ids[name], weight)
-                    except ValueError as error:
-                        raise UsageError(f"{name}: {error}.") from None
-            yield
-        finally:
-            with self._lock:
-                for name, weight in old.items():
+        ids = {name: self._lowered.matrices[name] for name in weights}
+        old: dict[str, _core.Weight] = {}
+        with self._lock:
+            for name, weight in weights.items():
+                before = self._plan.weight(ids[name])
+                try:
                     self._plan.set_weight(ids[name], weight)
+                except ValueError as error:
+                    for done, previous in old.items():
+                        self._plan.set_weight(ids[done], previous)
+                    raise UsageError(f"{name}: {error}.") from None
+                old[name] = before
+        return old
 
 
 def _pieces(

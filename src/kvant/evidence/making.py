@@ -30,7 +30,9 @@ class Making:
         importance: SHA-256 of the importance file.
         calibration: SHA-256 of the calibration corpus.
         seed: of random choices, where any were made.
-        target: the budget as typed (``--fit 650MB``), where there was one.
+        target: the budget and how it was searched (``fit 650000000 bytes, balanced``), where there
+            was one. It stands beside the file only: the recipe that was found gives the same
+            bytes without it.
     """
 
     effort: str = "fast"
@@ -47,7 +49,6 @@ class Making:
             "kvant.method": self.method,
             "kvant.importance.sha256": self.importance,
             "kvant.calibration.sha256": self.calibration,
-            "kvant.target": self.target,
         }
         keys = {key: string(text) for key, text in texts.items() if text is not None}
         if self.seed is not None:

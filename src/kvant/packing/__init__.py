@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from kvant.errors import UsageError
 from kvant.packing.floats import BF16, F16, F32
-from kvant.packing.native import BadWeight, convert_rows, dequantize, known, quantize
+from kvant.packing.iq1_m import IQ1_M
+from kvant.packing.iq1_s import IQ1_S
+from kvant.packing.iq2_s import IQ2_S
+from kvant.packing.iq2_xs import IQ2_XS
+from kvant.packing.iq2_xxs import IQ2_XXS
+from kvant.packing.iq3_s import IQ3_S
+from kvant.packing.iq3_xxs import IQ3_XXS
+from kvant.packing.native import (
+    BadWeight,
+    convert_rows,
+    dequantize,
+    known,
+    quantize,
+    quantize_weighed,
+)
 from kvant.packing.q2_k import Q2_K
 from kvant.packing.q3_k import Q3_K
 from kvant.packing.q4_0 import Q4_0
@@ -27,11 +41,19 @@ __all__ = [
     "get",
     "known",
     "quantize",
+    "quantize_weighed",
 ]
 
 _PACKINGS: tuple[Packing, ...] = (
+    IQ1_S(),
+    IQ1_M(),
+    IQ2_XXS(),
+    IQ2_XS(),
+    IQ2_S(),
     Q2_K(),
+    IQ3_XXS(),
     Q3_K(),
+    IQ3_S(),
     Q4_0(),
     Q4_K(),
     Q4_1(),

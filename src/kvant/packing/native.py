@@ -21,12 +21,17 @@ __all__ = [
     "decode",
     "dequantize",
     "encode",
+    "encode_groups",
     "fit",
     "layout",
     "quantize",
+    "quantize_weighed",
     "unlayout",
     "use_isa",
 ]
+
+
+_LARGEST_HALF = np.float32(65504)
 
 
 class BadWeight(ValueError):  # noqa: N818 - not for the user: callers know the tensor and say so
@@ -70,6 +75,7 @@ _KNOWN = frozenset(
         *("F32", "F16", "BF16"),
         *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
         *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+        *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
     )
 )
 
@@ -127,6 +133,30 @@ def quantize(name: str, x: Floats, importance: Floats | None = None) -> Bytes:
     return convert_rows("F32", name, x.view(np.uint8), x.shape[1], importance)
 
 
+def quantize_weighed(name: str, x: Floats, weights: Floats, out: Bytes | None = None) -> Bytes:
+    """Quantise float32 rows with a weight for every single error, both [rows, columns].
+
+    The result is uint8 [rows, row bytes], in ``out`` if given (flat, large enough).
+
+    Raises:
+        BadWeight: a weight is NaN or infinite, or beyond 65504.
+    """
+    storage = _storage(name)
+    with np.errstate(invalid="ignore"):
+        fine = np.abs(x) <= _LARGEST_HALF
+    if not fine.all():
+        row, column = np.argwhere(~fine)[0]
+        raise BadWeight(int(row), int(column), float(x[row, column]))
+    blocks = np.ascontiguousarray(x).reshape(-1, storage.block)
+    scales = fit(name, blocks, np.ascontiguousarray(weights).reshape(blocks.shape))
+    packed = layout(name, encode(name, blocks, scales), scales)
+    if out is None:
+        return packed.reshape(len(x), -1)
+    found = out[: packed.size].reshape(len(x), -1)
+    found[...] = packed.reshape(found.shape)
+    return found
+
+
 def fit(name: str, x: Floats, importance: Floats | None = None) -> Scales:
     """Scales of blocks ``x`` [blocks, block]; ``importance`` has the same shape."""
     scales = np.zeros(len(x), SCALES)
@@ -134,10 +164,30 @@ def fit(name: str, x: Floats, importance: Floats | None = None) -> Scales:
     return scales
 
 
-def encode(name: str, x: Floats, scales: Scales) -> Codes:
-    """Codes of blocks ``x`` under fixed ``scales``."""
+def encode(name: str, x: Floats, scales: Scales, importance: Floats | None = None) -> Codes:
+    """Codes of blocks ``x`` under fixed ``scales``.
+
+    ``importance``, of the same shape, matters where weights share a code (IQ1, IQ2, IQ3).
+    """
     codes = np.empty(x.shape, np.uint8)
-    _core.encode(_storage(name).id, x, _bytes_of(scales), codes)
+    if importance is None:
+        _core.encode(_storage(name).id, x, _bytes_of(scales), codes)
+    else:
+        _core.encode_weighted(_storage(name).id, x, importance, _bytes_of(scales), codes)
+    return codes
+
+
+def encode_groups(
+    name: str, x: Floats, scales: Floats, low: Bytes, importance: Floats | None = None
+) -> Codes:
+    """Codes of groups ``x`` [groups, 4 or 8] of a codebook packing (IQ1, IQ2, IQ3).
+
+    Each is encoded under its own scale (float32 [groups]: what levels are multiplied with) and
+    shift (``low`` [groups], bytes, not zero where IQ1_S shifts down). For methods that go through a
+    row group by group and correct what comes after.
+    """
+    codes = np.empty(x.shape, np.uint8)
+    _core.encode_groups(_storage(name).id, x, importance, scales, low.reshape(-1, 1), codes)
     return codes
 
 

@@ -79,6 +79,9 @@ class Packing(ABC):
     """One line for people choosing."""
     block_layout: ClassVar[str]
     """One line on what a block holds, in file order."""
+    fast: ClassVar[bool] = True
+    """Whether the common runtimes run it, on common processors, about as fast as its bytes allow;
+    searches for a budget use only those unless told otherwise."""
     grid: ClassVar[Grid]
     """Not needed where a class has ``fit``, ``encode`` and ``decode`` of its own."""
 
@@ -114,6 +117,10 @@ class Packing(ABC):
         """Codes of ``x`` under fixed ``scales``: the nearest level of each weight."""
         return self.grid.encode(x, scales)
 
+    def encode_weighted(self, x: Floats, scales: Scales, importance: Floats | None) -> Codes:
+        """`encode` where weights share a code, so that their importance decides; else `encode`."""
+        return self.encode(x, scales)
+
     def decode(self, codes: Codes, scales: Scales) -> Floats:
         """Weights that ``codes`` under ``scales`` stand for, in the format's own arithmetic."""
         return self.grid.decode(codes, scales)
@@ -129,7 +136,7 @@ class Packing(ABC):
     def pack(self, x: Floats, importance: Floats | None = None) -> Bytes:
         """Quantise: fit, encode, layout."""
         scales = self.fit(x, importance)
-        return self.layout(self.encode(x, scales), scales)
+        return self.layout(self.encode_weighted(x, scales, importance), scales)
 
     def unpack(self, data: Bytes) -> Floats:
         """Dequantise: unlayout, decode."""

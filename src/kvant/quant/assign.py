@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,14 @@ from kvant.errors import UsageError
 from kvant.packing import get
 from kvant.quant.recipe import ModelShape, Recipe
 
-__all__ = ["FALLBACKS", "Assignment", "Slot", "assign", "parse_override"]
+__all__ = ["FALLBACKS", "NEED_IMPORTANCE", "Assignment", "Slot", "assign", "parse_override"]
+
+NEED_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
+"""Packings with so few combinations that what matters has to be known: llama.cpp refuses them
+without an importance matrix."""
 
 FALLBACKS: dict[str, str] = {
+    **dict.fromkeys(sorted(NEED_IMPORTANCE | {"IQ3_S"}), "IQ4_NL"),
     "Q2_K": "Q4_0",
     "Q3_K": "Q4_0",
     "Q4_K": "Q5_0",
@@ -31,6 +37,11 @@ class Slot:
     role: str
     layer: int | None
     shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
 
     @property
     def is_matrix(self) -> bool:

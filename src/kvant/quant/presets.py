@@ -27,6 +27,7 @@ def _k(
     file_type: int,
     precision_class: PrecisionClass,
     *rules: Rule,
+    output: str = "Q6_K",
 ) -> Recipe:
     """A recipe whose output matrix is kept at Q6_K, or at Q8_0 where rows do not fill blocks."""
     return Recipe(
@@ -35,13 +36,37 @@ def _k(
         good_for,
         file_type,
         precision_class,
-        output="Q6_K",
+        output=output,
         output_fallback="Q8_0",
         rules=rules,
     )
 
 
+def _few_bits(name: str, base: str, good_for: str, file_type: int, lift: str, mix: str) -> Recipe:
+    """A recipe of one or two bits: the embedding, the first down projections and, without shared
+    keys, the value projection get ``lift``; the attention's output gets ``mix``."""
+    return _k(
+        name,
+        base,
+        good_for,
+        file_type,
+        "ultra-low",
+        Rule(lift, ("token_embd",)),
+        Rule("Q4_K", _VALUE, min_queries_per_kv_head=4),
+        Rule(lift, _VALUE),
+        Rule(lift, ("ffn_down",), "first 1/8"),
+        Rule(mix, ("attn_output",)),
+        output="Q5_K",
+    )
+
+
 PRESETS: tuple[Recipe, ...] = (
+    _few_bits("IQ1_S", "IQ1_S", "research: the least there is", 24, "Q2_K", "IQ2_XXS"),
+    _few_bits("IQ1_M", "IQ1_M", "research: very large models, little memory", 31, "Q2_K", "IQ2_XXS"),
+    _few_bits("IQ2_XXS", "IQ2_XXS", "extreme limits, for large models", 19, "Q2_K", "IQ2_XXS"),
+    _few_bits("IQ2_XS", "IQ2_XS", "extreme limits: two bits, a table finer", 20, "Q2_K", "IQ2_XS"),
+    _few_bits("IQ2_S", "IQ2_XS", "extreme limits: more where it matters", 28, "IQ3_S", "IQ3_S"),
+    _few_bits("IQ2_M", "IQ2_S", "extreme limits: the largest two bits", 29, "IQ3_S", "IQ3_S"),
     _k(
         "Q2_K",
         "Q2_K",
@@ -58,6 +83,44 @@ PRESETS: tuple[Recipe, ...] = (
         21,
         "ultra-low",
         Rule("Q4_K", _VALUE, min_queries_per_kv_head=4),
+        Rule("Q4_K", ("ffn_down",), "first 1/8"),
+    ),
+    _k(
+        "IQ3_XXS",
+        "IQ3_XXS",
+        "small devices: the smallest three bits",
+        23,
+        "low",
+        Rule("IQ3_S", ("token_embd", "attn_output")),
+        Rule("Q4_K", _VALUE, min_queries_per_kv_head=4),
+        Rule("IQ2_S", ("attn_q", "attn_k")),
+        output="Q5_K",
+    ),
+    _k(
+        "IQ3_XS",
+        "IQ3_S",
+        "small devices: three bits, less in the middle layers",
+        22,
+        "low",
+        Rule("Q4_K", _VALUE, min_queries_per_kv_head=4),
+        Rule("IQ3_XXS", ("attn_q", "attn_k")),
+        Rule("IQ3_XXS", ("ffn_gate", "ffn_up"), "middle 3/4"),
+    ),
+    _k(
+        "IQ3_S",
+        "IQ3_S",
+        "small devices: better than Q3_K_S at its size",
+        26,
+        "low",
+        Rule("Q4_K", _VALUE, min_queries_per_kv_head=4),
+    ),
+    _k(
+        "IQ3_M",
+        "IQ3_S",
+        "small devices: three bits, more where it matters",
+        27,
+        "low",
+        Rule("Q4_K", (*_VALUE, "attn_output")),
         Rule("Q4_K", ("ffn_down",), "first 1/8"),
     ),
     _k(

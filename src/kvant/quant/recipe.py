@@ -22,7 +22,7 @@ __all__ = ["FLOATS", "LayerSet", "ModelShape", "Recipe", "Rule"]
 FLOATS = frozenset({"F32", "F16", "BF16"})
 """Packings that are not quantised."""
 
-LayerSet = Literal["all", "first 2", "first 4", "first 1/8", "first 1/16", "more"]
+LayerSet = Literal["all", "first 2", "first 4", "first 1/8", "first 1/16", "middle 3/4", "more"]
 """Layer positions a rule may name. "more" is the first and last eighth and every third between:
 llama.cpp's choice of layers that repay more bits."""
 
@@ -47,6 +47,10 @@ class ModelShape:
 
 _LIFT_70B = {"Q3_K": "Q5_K", "Q4_K": "Q5_K"}
 """In those models the value projection is an eighth of the query's: bits for it cost nothing."""
+
+
+_NOT_LIFTED = ("IQ1", "IQ2")
+"""But not in files of so few bits: llama.cpp's choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,8 @@ class Rule:
                 return i < n // 8
             case "first 1/16":
                 return i < n // 16
+            case "middle 3/4":
+                return n // 8 <= i < 7 * n // 8
             case "more":
                 return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
             case _:
@@ -122,6 +128,8 @@ class Recipe:
         return {
             "name": self.name,
             "base": self.base,
+            "file_type": self.file_type,
+            "precision_class": self.precision_class,
             "output": self.output,
             "output_fallback": self.output_fallback,
             "rules": [asdict(rule) for rule in self.rules],
@@ -142,6 +150,6 @@ class Recipe:
                 return self.output_fallback
             return self.output
         packing = next((r.packing for r in self.rules if r.fits(role, layer, shape)), self.base)
-        if role in ("attn_v", "attn_qkv") and shape.is_70b:
+        if role in ("attn_v", "attn_qkv") and shape.is_70b and not self.base.startswith(_NOT_LIFTED):
             return _LIFT_70B.get(packing, packing)
         return packing

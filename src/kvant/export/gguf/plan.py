@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from kvant.arch import RowOrder
+from kvant.calibration.imatrix import importance_bytes
+from kvant.calibration.importance import Importance
 from kvant.checkpoint import Checkpoint, Weight, fingerprint, rotary_row_order
 from kvant.checkpoint.sampling import sampling_of
 from kvant.errors import UsageError
@@ -38,7 +42,7 @@ from kvant.files.gguf import (
 )
 from kvant.files.tensor import StoredTensor
 from kvant.packing import get
-from kvant.quant.assign import Assignment, Slot, assign, parse_override
+from kvant.quant.assign import NEED_IMPORTANCE, Assignment, Slot, assign, parse_override
 from kvant.quant.presets import PRESETS
 from kvant.quant.recipe import FLOATS, ModelShape, Recipe
 from kvant.version import __version__
@@ -46,12 +50,16 @@ from kvant.version import __version__
 __all__ = [
     "CHECKSUMS",
     "METADATA",
+    "SEARCHED",
     "TABLE",
     "ModelKeys",
     "Plan",
     "PlannedTensor",
     "Shard",
+    "importance_keys",
     "model_metadata",
+    "model_shape",
+    "model_slots",
     "plan_export",
     "table_checksum",
 ]
@@ -66,6 +74,9 @@ Where it is not that of the file, another tool wrote the file and only copied ou
 METADATA = "kvant.metadata.xxh64"
 """Metadata key: the XXH64 of all other metadata of the (first) file as it is stored, checksums
 excepted."""
+
+SEARCHED = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}) | NEED_IMPORTANCE | {"IQ3_S"}
+"""Packings whose scales are searched for, so that importance makes a difference."""
 
 _QUANTISATION_VERSION = 2  # of ggml's block layouts, unchanged since May 2023
 
@@ -83,6 +94,8 @@ class PlannedTensor:
     weight: Weight | None
     values: npt.NDArray[np.float32] | None = None
     row_order: npt.NDArray[np.intp] | None = None
+    importance: npt.NDArray[np.float32] | None = None
+    """Of each column, where it is known and the tensor is quantised."""
 
     @property
     def name(self) -> str:
@@ -187,6 +200,7 @@ def plan_export(
     model: ModelKeys | None = None,
     making: Making | None = None,
     reserve: bool = False,
+    importance: Importance | None = None,
 ) -> Plan:
     """Decide every tensor's packing and every byte of the header but the checksums.
 
@@ -199,6 +213,7 @@ def plan_export(
             reads the tokenizer.
         making: what decides the codes besides the recipe; by default nothing does.
         reserve: leave room in the header for what will be measured.
+        importance: what to weigh errors by, of this model (`calibration.belonging`).
 
     Raises:
         UsageError: an override or the split size does not suit the model.
@@ -209,12 +224,21 @@ def plan_export(
     slots = [s.slot for s in sources.values()]
     tensors = [
         PlannedTensor(a, sources[a.slot.name].weight, sources[a.slot.name].values)
-        for a in assign(recipe, slots, _model_shape(checkpoint), parsed)
+        for a in assign(recipe, slots, model_shape(checkpoint), parsed)
     ]
-    tensors = [replace(t, row_order=_row_order(checkpoint, t.weight)) for t in tensors]
+    tensors = [
+        replace(
+            t,
+            row_order=_row_order(checkpoint, t.weight),
+            importance=_importance(importance, t.assignment),
+        )
+        for t in tensors
+    ]
     if model is None:
         model = model_metadata(checkpoint)
     keys = _recipe_metadata(recipe, overrides, {t.assignment.packing for t in tensors}, making)
+    if importance is not None and any(t.importance is not None for t in tensors):
+        keys |= importance_keys(importance)
     keys[SOURCE] = string(_source_of(checkpoint, tensors, model.fingerprint))
     if reserve:
         keys[QUALITY] = string(quality_text(None))
@@ -305,7 +329,7 @@ def _recipe_metadata(
     }
     if packings - FLOATS:
         keys["general.quantization_version"] = uint32(_QUANTISATION_VERSION)
-        searched = any(packing.endswith("_K") for packing in packings)
+        searched = bool(packings & SEARCHED)
         keys["kvant.method"] = string("scale search" if searched else "plain formula")
         keys.update((making or Making()).to_metadata())
     if recipe not in PRESETS:  # a preset's name says it all
@@ -313,6 +337,31 @@ def _recipe_metadata(
     if overrides:
         keys["kvant.recipe.overrides"] = strings(overrides)
     return keys
+
+
+def importance_keys(importance: Importance) -> dict[str, Value]:
+    """What a file says of the importance it was made with: llama.cpp's keys, and a checksum."""
+    digest = importance.sha256 or hashlib.sha256(importance_bytes(importance)).hexdigest()
+    keys = {
+        "kvant.method": string("weighted scale search"),
+        "kvant.importance.sha256": string(digest),
+        "quantize.imatrix.entries_count": uint32(len(importance.sums)),
+        "quantize.imatrix.chunks_count": uint32(importance.chunks),
+    }
+    if importance.file:
+        keys["quantize.imatrix.file"] = string(importance.file)
+    if importance.datasets:
+        keys["quantize.imatrix.dataset"] = string(Path(importance.datasets[0]).name)
+    return keys
+
+
+def _importance(
+    importance: Importance | None, assignment: Assignment
+) -> npt.NDArray[np.float32] | None:
+    """A tensor's importance, where its packing searches for scales; formulas take none."""
+    if importance is None or assignment.packing not in SEARCHED:
+        return None
+    return importance.for_tensor(assignment.slot.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +379,13 @@ def _sources(checkpoint: Checkpoint) -> Iterator[_Source]:
         yield _Source(Slot(name, name.split(".")[0], None, values.shape), None, values)
 
 
-def _model_shape(checkpoint: Checkpoint) -> ModelShape:
+def model_slots(checkpoint: Checkpoint) -> list[Slot]:
+    """Every tensor a file of this model has."""
+    return [source.slot for source in _sources(checkpoint)]
+
+
+def model_shape(checkpoint: Checkpoint) -> ModelShape:
+    """What a recipe's rules may ask about this model."""
     c = checkpoint.config
     return ModelShape(
         architecture=checkpoint.architecture.name,

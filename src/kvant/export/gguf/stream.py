@@ -27,6 +27,7 @@ from kvant.files.source import open_source
 from kvant.files.tensor import StoredTensor
 from kvant.packing import BadWeight, convert_rows
 from kvant.packing.types import StorageType
+from kvant.quant.pack import pack_rows
 
 __all__ = ["Progress", "TensorJob", "stream"]
 
@@ -58,6 +59,7 @@ class TensorJob:
     ``source`` holds the rows as they lie in a file, or as float32 in memory. ``row_order``
     reorders the rows of each run of ``len(row_order)`` rows: new row i is old row
     ``row_order[i]``. The result, of type ``target``, starts at ``offset`` of ``file``.
+    ``importance`` [columns] is what `quant.weighting` makes the weights of errors from.
     """
 
     name: str
@@ -275,7 +277,7 @@ class _Stream:
                 for at in range(0, len(rows), step):
                     convert_rows(kind, "F32", rows[at : at + step], job.columns)
                 return rows
-            return convert_rows(kind, job.target.name, rows, job.columns, job.importance, target)
+            return pack_rows(kind, job.target.name, rows, job.columns, job.importance, target)
         except BadWeight as bad:
             raise self._bad_weight(job, start + at, bad) from None
 

@@ -1,0 +1,313 @@
+"""Quantise to a budget: of bytes, of bits per weight, or of divergence."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvant.api.budget import (
+    BudgetSearch,
+    collected,
+    named,
+    pinned_by,
+    placeholder,
+    plan_maker,
+    search_budgets,
+    smallest_plan,
+    too_few_bits,
+    too_small,
+)
+from kvant.api.calibration import calibration_chunks
+from kvant.api.conversion import Artefact, importance_of, quantize
+from kvant.api.evidence import measures_by_default
+from kvant.api.measurement import evaluate
+from kvant.api.source import Source, open_source, threads_or_default
+from kvant.calibration import Importance
+from kvant.errors import UsageError
+from kvant.evaluation import EvalResult
+from kvant.evaluation.gate import check_limits
+from kvant.evidence import Making
+from kvant.export.gguf.plan import model_metadata
+from kvant.files.atomic import write_atomic
+from kvant.quant.allocate import Mixture, NotReachableError
+from kvant.quant.recipe import Recipe
+from kvant.quant.recipe_file import recipe_text
+from kvant.tuning.candidates import FAST
+from kvant.tuning.sensitivity import Effort, Progress, Sensitivity
+from kvant.units import size_text
+
+__all__ = ["Fitted", "quantize_within"]
+
+_PROBES = 8
+_CLOSE = 0.003  # the search for a divergence ends where sizes differ by this share,
+_NEAR = 0.985  # or the limit is used up to this one
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """An artefact made to a budget, the recipe found for it, and what that was found from."""
+
+    artefact: Artefact
+    recipe: Recipe
+    sensitivity: Sensitivity
+    expected_kld: float
+    """By the table of costs, on the text they were measured on."""
+    measured: EvalResult | None = None
+    """The file as measured, where divergence was the budget."""
+
+    def to_json(self) -> dict[str, object]:
+        """As plain data: the artefact's, and beside it what was searched."""
+        return {
+            **self.artefact.to_json(),
+            "expected_kld": self.expected_kld,
+            "measured": None if self.measured is None else self.measured.to_json(),
+            "recipe_definition": self.recipe.to_json(),
+            "sensitivity": self.sensitivity.to_json(),
+        }
+
+
+def quantize_within(
+    source: Source,
+    output: Source | None = None,
+    *,
+    fit: int | None = None,
+    bpw: float | None = None,
+    max_kld: float | None = None,
+    effort: Effort = "balanced",
+    packings: Sequence[str] = (FAST,),
+    texts: Sequence[Source | tuple[Source, float]] = (),
+    importance: Source | Importance | None = None,
+    validation: Source | None = None,
+    tensors: Sequence[str] = (),
+    save_recipe: Source | None = None,
+    threads: int | None = None,
+    split_size: int | None = None,
+    pre_tokenizer: str | None = None,
+    evidence: bool | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Write the quantised GGUF file that loses least within a budget.
+
+    Each tensor's cost at each packing is measured on the model, then the best mixture is computed.
+    Exactly one of ``fit``, ``bpw`` and ``max_kld`` is given.
+
+    Args:
+        source: ``demo``, a Hugging Face folder or a GGUF file, unquantised.
+        output: as for `quantize`.
+        fit: most bytes of the file, or of all its parts, metadata included.
+        bpw: most bits per weight, over all tensors; metadata not counted.
+        max_kld: largest mean KL divergence from ``source`` on the validation text, nats a token:
+            the smallest file that keeps it.
+        effort: ``fast`` measures nothing, ``balanced`` takes minutes, ``best`` several times that.
+        packings: that matrices may get: ``fast`` (those common runtimes run at full speed),
+            ``all``, or names.
+        texts: what costs, and importance unless it is given, are measured on: UTF-8 files, each
+            alone or with its share; by default the built-in calibration text.
+        importance: how much each input of a linear matters, or a file of it; by default, but not
+            for ``fast``, it is measured first.
+        validation: what ``max_kld`` is measured on; by default the built-in evaluation text.
+        tensors: ``REGEX=PACKING`` texts; what they match is not searched.
+        save_recipe: file to write the recipe to; `quantize` takes it as a recipe.
+        threads: processors to use; the bytes do not depend on it.
+        split_size: bytes a file may hold before the next one is begun.
+        pre_tokenizer: llama.cpp's name for the pre-tokenizer, where it cannot be determined.
+        evidence: as for `quantize`; by default quality is measured and stands in the file.
+        force: replace existing files.
+        dry_run: search, but write no model.
+        progress: called with what is done, steps done and steps in all.
+
+    Raises:
+        UsageError: not exactly one budget, or one nothing can meet: the smallest possible, or the
+            best there is, is stated. A text that is too short.
+        InputError, OutputError: as for `quantize`.
+    """
+    _check_budgets(fit, bpw, max_kld)
+    checkpoint = open_source(source)
+    model = model_metadata(checkpoint, pre_tokenizer=pre_tokenizer)
+    given = None if importance is None else importance_of(importance, checkpoint)
+    chunks = None if effort == "fast" else calibration_chunks(checkpoint, texts)
+    expected = given if chunks is None or given is not None else placeholder(checkpoint, chunks)
+    reserve = measures_by_default(budget=True) if evidence is None else evidence
+    make_plan = plan_maker(checkpoint, model, tensors, split_size, expected, reserve)
+    smallest = smallest_plan(checkpoint, packings, pinned_by(checkpoint, tensors), make_plan)
+    # Minutes of measuring come after it is known that the budget can be met at all.
+    if fit is not None and smallest.size > fit:
+        raise too_small(checkpoint, fit, smallest.size)
+    if bpw is not None and smallest.bits_per_weight > bpw:
+        raise too_few_bits(checkpoint, bpw, smallest.bits_per_weight)
+    if given is None and chunks is not None:
+        given = collected(checkpoint, chunks, threads_or_default(threads), progress)
+        make_plan = plan_maker(checkpoint, model, tensors, split_size, given, reserve)
+    search = search_budgets(
+        checkpoint,
+        make_plan,
+        effort=effort,
+        packings=packings,
+        overrides=tensors,
+        chunks=chunks,
+        importance=given,
+        threads=threads_or_default(threads),
+        progress=progress,
+    )
+
+    making = Making(target=_target(fit, bpw, max_kld, effort))
+
+    def write(recipe: Recipe, target: Source | None, dry: bool, final: bool) -> Artefact:
+        return quantize(
+            source,
+            recipe,
+            target,
+            threads=threads,
+            tensors=tensors,
+            importance=given,
+            split_size=split_size,
+            pre_tokenizer=pre_tokenizer,
+            evidence=evidence if final else False,
+            making=making,
+            force=force and final,
+            dry_run=dry,
+            progress=None if progress is None else _weights(progress),
+        )
+
+    measured: EvalResult | None = None
+    if max_kld is not None:
+        trials = _Trials(search, source, write, validation, threads, progress)
+        recipe, mixture, measured = trials.smallest_within(max_kld)
+    elif fit is not None:
+        recipe, mixture = search.fit(fit)
+    else:
+        assert bpw is not None
+        recipe, mixture = search.bits(bpw)
+    if save_recipe is not None:
+        write_atomic(Path(save_recipe), recipe_text(recipe), force=force)
+    artefact = write(recipe, output, dry_run, True)
+    if max_kld is not None and not dry_run:  # the file itself has the last word
+        measured = trials.measure(artefact.paths[0])
+        if measured.kld is None or measured.kld > max_kld:
+            raise UsageError(
+                f"{artefact.paths[0]}: has a KL divergence of {measured.kld}, measured again, over "
+                f"the {max_kld:g} it was made for. Do not use it; please report this."
+            )
+    return Fitted(artefact, recipe, search.sensitivity, mixture.cost, measured)
+
+
+def _target(fit: int | None, bpw: float | None, max_kld: float | None, effort: str) -> str:
+    """The budget in words, for the evidence."""
+    if fit is not None:
+        return f"fit {fit} bytes, {effort}"
+    return (
+        f"{bpw:g} bits per weight, {effort}"
+        if bpw is not None
+        else (f"KL divergence of at most {max_kld:g}, {effort}")
+    )
+
+
+def _check_budgets(fit: int | None, bpw: float | None, max_kld: float | None) -> None:
+    given = sum(budget is not None for budget in (fit, bpw, max_kld))
+    if given != 1:
+        raise UsageError(f"Give exactly one of fit, bpw and max_kld, got {given or 'none'}.")
+    if fit is not None and fit < 1:
+        raise UsageError(f"Expected a size above zero to fit, got {fit} bytes.")
+    if bpw is not None and not 0 < bpw < math.inf:
+        raise UsageError(f"Expected a number of bits per weight above zero, got {bpw}.")
+    check_limits(max_kld, None)
+
+
+def _weights(progress: Progress) -> Callable[[int, int, str], None]:
+    return lambda done, total, name: progress(f"writing {name}", done, total)
+
+
+Write = Callable[[Recipe, "Source | None", bool, bool], Artefact]
+
+
+class _Trials:
+    """Whole variants, made and measured, in search of the smallest that keeps a divergence."""
+
+    def __init__(
+        self,
+        search: BudgetSearch,
+        source: Source,
+        write: Write,
+        validation: Source | None,
+        threads: int | None,
+        progress: Progress | None,
+    ) -> None:
+        self._search, self._source, self._write = search, source, write
+        self._validation, self._threads, self._progress = validation, threads, progress
+
+    def smallest_within(self, limit: float) -> tuple[Recipe, Mixture, EvalResult]:
+        """The smallest mixture of the front whose measured divergence is at most ``limit``.
+
+        The table foretells divergence up to a factor near one (and the engine's own rounding), so
+        the next guess is the last one, corrected by how it was off, between the bounds known.
+
+        Raises:
+            UsageError: not even the best mixture keeps the limit; its divergence is stated.
+        """
+        front = self._search.front
+        kept: tuple[Mixture, EvalResult] | None = None
+        low, high = front.least_bytes - 1, front.most_bytes + 1
+        guess = limit
+        with tempfile.TemporaryDirectory(prefix="kvant-trials-") as folder:
+            for trial in range(_PROBES):
+                mixture = self._mixture(guess)
+                if not low < mixture.nbytes < high:
+                    mixture = front.within_bytes(max((low + high) // 2, front.least_bytes))
+                    if not low < mixture.nbytes < high:
+                        break
+                result, kld = self._trial(mixture, Path(folder) / f"trial-{trial}.gguf")
+                if kld <= limit:
+                    kept, high = (mixture, result), mixture.nbytes
+                    if kld >= _NEAR * limit:
+                        break
+                else:
+                    low = mixture.nbytes
+                if kept is not None and high - low <= _CLOSE * high:
+                    break
+                guess = mixture.cost * limit / max(kld, 1e-12)
+            if kept is None:
+                kept = self._best(limit, Path(folder) / "best.gguf")
+        return self._search.recipe(kept[0]), *kept
+
+    def _mixture(self, cost: float) -> Mixture:
+        try:
+            return self._search.front.within_cost(cost)
+        except NotReachableError:
+            return self._search.front.within_bytes(self._search.front.most_bytes)
+
+    def _best(self, limit: float, path: Path) -> tuple[Mixture, EvalResult]:
+        mixture = self._search.front.within_bytes(self._search.front.most_bytes)
+        result, kld = self._trial(mixture, path)
+        if kld > limit:
+            raise UsageError(
+                f"{self._source}: no mixture keeps a KL divergence of {limit:g} nats a token; the "
+                f"best has {kld:.6f} in {size_text(mixture.nbytes)}. Allow that much, or "
+                "more packings (--packings)."
+            )
+        return mixture, result
+
+    def _trial(self, mixture: Mixture, path: Path) -> tuple[EvalResult, float]:
+        artefact = self._write(self._search.recipe(mixture), path, False, False)
+        try:
+            result = self.measure(artefact.paths[0])
+            assert result.kld is not None
+            return result, result.kld
+        finally:
+            for file in artefact.paths:
+                file.unlink()
+
+    def measure(self, path: Path) -> EvalResult:
+        """A file's divergence from the source."""
+        progress = self._progress
+        return evaluate(
+            path,
+            self._source,
+            text=self._validation,
+            threads=self._threads,
+            progress=named(progress, "measuring"),
+        )[1]

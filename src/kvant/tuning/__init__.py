@@ -1,0 +1,12 @@
+"""What each tensor costs at each packing, measured on the model itself.
+
+::
+
+    candidates.py   the packings a tensor may get
+    rounding.py     how far rounding moves a tensor's outputs, relatively, at each packing
+    probe.py        divergence with one tensor, or some, replaced
+    priors.py       how sensitive tensors usually are, where nothing is run
+    sensitivity.py  all of it together: a table of costs for `kvant.quant.allocate`
+
+docs/budgets.md says what was measured to choose this way.
+"""

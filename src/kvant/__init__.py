@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kvant.version import __version__
 
 if TYPE_CHECKING:
+    from kvant.api.advice import Doctor, Recommendation, doctor, recommend
     from kvant.api.benchmark import BenchReport, benchmark
     from kvant.api.calibration import CalibrationReport, calibrate
     from kvant.api.catalogue import Formats, formats
@@ -44,6 +45,7 @@ __all__ = [
     "CalibrationReport",
     "Completion",
     "DemoReport",
+    "Doctor",
     "EvalResult",
     "Fitted",
     "Formats",
@@ -54,6 +56,7 @@ __all__ = [
     "Model",
     "Piece",
     "Recipe",
+    "Recommendation",
     "Rule",
     "Sampling",
     "TuneReport",
@@ -63,6 +66,7 @@ __all__ = [
     "calibrate",
     "convert",
     "demo",
+    "doctor",
     "evaluate",
     "formats",
     "gates",
@@ -72,6 +76,7 @@ __all__ = [
     "load",
     "quantize",
     "quantize_within",
+    "recommend",
     "tune",
     "verify",
 ]
@@ -82,6 +87,7 @@ _HOME = {
     "CalibrationReport": "kvant.api.calibration",
     "Completion": "kvant.engine.results",
     "DemoReport": "kvant.api.demonstration",
+    "Doctor": "kvant.api.advice",
     "EvalResult": "kvant.evaluation",
     "Fitted": "kvant.api.within",
     "Formats": "kvant.api.catalogue",
@@ -92,6 +98,7 @@ _HOME = {
     "Model": "kvant.api.model",
     "Piece": "kvant.engine.results",
     "Recipe": "kvant.quant.recipe",
+    "Recommendation": "kvant.api.advice",
     "Rule": "kvant.quant.recipe",
     "Sampling": "kvant.engine.sampling",
     "TuneReport": "kvant.api.tune",
@@ -100,6 +107,7 @@ _HOME = {
     "calibrate": "kvant.api.calibration",
     "convert": "kvant.api.conversion",
     "demo": "kvant.api.demonstration",
+    "doctor": "kvant.api.advice",
     "evaluate": "kvant.api.measurement",
     "formats": "kvant.api.catalogue",
     "gates": "kvant.evaluation",
@@ -107,6 +115,7 @@ _HOME = {
     "kld_difference": "kvant.evaluation",
     "ln_ppl_difference": "kvant.evaluation",
     "load": "kvant.api.model",
+    "recommend": "kvant.api.advice",
     "quantize": "kvant.api.conversion",
     "quantize_within": "kvant.api.within",
     "tune": "kvant.api.tune",

@@ -113,7 +113,8 @@ def test_quantize_with_overrides_and_splits(run: Run, model: Path, tmp_path: Pat
     found = run("quantize", model, "Q4_0", "-o", tmp_path / "m.gguf", *options)
     assert found.status == 0
     paths = [Path(line.removeprefix("wrote ")) for line in found.out.splitlines()[:-1]]
-    assert [p.name for p in paths] == sorted(p.name for p in tmp_path.iterdir())
+    beside = ["m.evidence.json", "m.md"]
+    assert [p.name for p in paths] + beside == sorted(p.name for p in tmp_path.iterdir())
     assert len(paths) > 2
     assert max(p.stat().st_size for p in paths) <= 300_000
     types = {n: t.type.name for p in paths for n, t in read_gguf(p).tensors.items()}

@@ -77,7 +77,9 @@ def test_no_command_touches_the_network(spawn: Run, tmp_path: Path) -> None:
     ]
     found = spawn("-c", _OFFLINE, json.dumps(commands), python=())
     assert found.status == 0, found.err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("a.gguf", "b.evidence.json", "b.gguf", "b.md"),
+    ]
 
 
 def _shell(script: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,9 @@
     benchmark.py       benchmark: speed and memory, beside the limits of the machine
     model.py           load, Model: text, chat, embeddings (sampling_defaults.py)
     verification.py    verify: checksums, structure, reconstruction error
+    evidence.py        how an artefact was made and what was measured, beside it
+    evidence_check.py  all of that computed again
+    advice.py          recommend, doctor: what fits a device; this machine
     demonstration.py   demo: all of it on the built-in model; report.py writes its files
     source.py          what a user names becomes a checkpoint
 

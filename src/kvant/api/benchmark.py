@@ -6,17 +6,21 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kvant import _core
+from kvant.api.evidence import record_speed
 from kvant.api.source import Source, open_source, threads_or_default
 from kvant.checkpoint import Checkpoint
+from kvant.devices.machine import cpu_name
 from kvant.engine import load_engine
 from kvant.engine.load import KvTypeName
 from kvant.errors import UsageError
 from kvant.evaluation.limits import BUFFER_BYTES, Limits, MachineLimits, Work
 from kvant.evaluation.speed import Progress, SpeedPlan, SpeedResult, measure_speed
+from kvant.evidence import Speed
 
-__all__ = ["KV_TYPES", "BenchReport", "benchmark"]
+__all__ = ["KV_TYPES", "BenchReport", "benchmark", "record_benchmark"]
 
 KV_TYPES: tuple[KvTypeName, ...] = ("f16", "q8_0")
 """How keys and values can be kept."""
@@ -120,6 +124,27 @@ def benchmark(
         limits=limits,
         results=results,
     )
+
+
+def record_benchmark(report: BenchReport) -> Path:
+    """Add a report to the evidence beside its model, a GGUF file; gives the file that holds it."""
+    machine = cpu_name()
+    found = tuple(
+        Speed(
+            machine=machine,
+            threads=report.threads,
+            isa=report.isa,
+            test=r.test,
+            tokens=r.tokens,
+            batch=r.batch,
+            depth=r.depth,
+            rate=r.rate,
+            share=r.share,
+            peak_rss_bytes=report.peak_rss_bytes,
+        )
+        for r in report.results
+    )
+    return record_speed(Path(report.path), found)[0]
 
 
 def _plan(

@@ -232,8 +232,12 @@ def plan_maker(
     overrides: Sequence[str],
     split_size: int | None,
     importance: Importance | None,
+    reserve: bool = False,
 ) -> MakePlan:
-    """Plans of one model by recipe; its keys are computed once."""
+    """Plans of one model by recipe; its keys are computed once.
+
+    ``reserve``: with room for evidence, which counts against a budget of bytes too.
+    """
 
     def make_plan(recipe: Recipe) -> Plan:
         return plan_export(
@@ -243,6 +247,7 @@ def plan_maker(
             split_size=split_size,
             model=model,
             importance=importance,
+            reserve=reserve,
         )
 
     return make_plan

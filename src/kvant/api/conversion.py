@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kvant.api.evidence import Recorder, measures_by_default, record_evidence
 from kvant.api.source import Source, open_source, threads_or_default
 from kvant.calibration.belongs import belonging
 from kvant.calibration.imatrix import read_importance
 from kvant.calibration.importance import Importance
 from kvant.checkpoint import Checkpoint
 from kvant.errors import OutputError, UsageError
+from kvant.evidence import Making
 from kvant.export.gguf.plan import SEARCHED, Plan, PlannedTensor, model_metadata, plan_export
 from kvant.export.gguf.stream import Progress
 from kvant.export.gguf.write import write_plan
@@ -52,11 +54,14 @@ class Artefact:
     tensors: tuple[TensorReport, ...]
     notes: tuple[str, ...]
     seconds: float | None
+    beside: tuple[Path, ...] = ()
+    """The evidence and the model card."""
 
     def to_json(self) -> dict[str, object]:
         """As plain data."""
         return {
             "paths": [str(p) for p in self.paths],
+            "beside": [str(p) for p in self.beside],
             "recipe": self.recipe,
             "bytes": self.nbytes,
             "bpw": self.bits_per_weight,
@@ -113,6 +118,7 @@ def convert(
         force,
         dry_run,
         progress,
+        evidence=False,
     )
 
 
@@ -127,6 +133,8 @@ def quantize(
     save_recipe: Source | None = None,
     split_size: int | None = None,
     pre_tokenizer: str | None = None,
+    evidence: bool | None = None,
+    making: Making | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -145,7 +153,11 @@ def quantize(
         save_recipe: file to write the recipe to, as JSON.
         split_size: bytes a file may hold before the next one is begun.
         pre_tokenizer: llama.cpp's name for the pre-tokenizer, where it cannot be determined.
-        force: replace an existing file.
+        evidence: True measures what it cost, against the source, before the file appears; False
+            writes nothing beside the file; by default how it was made, and its sizes, are
+            written beside it (`kvant.api.evidence.measures_by_default`).
+        making: what decided the recipe, for the evidence: effort, budget, seed.
+        force: replace existing files.
         dry_run: decide everything, write nothing.
         progress: called with weights done, weights in all, and the tensor at hand.
 
@@ -171,6 +183,8 @@ def quantize(
         dry_run,
         progress,
         None if importance is None else importance_of(importance, checkpoint),
+        evidence=evidence,
+        making=making,
     )
 
 
@@ -186,14 +200,22 @@ def _export(
     dry_run: bool,
     progress: Progress | None,
     importance: Importance | None = None,
+    *,
+    evidence: bool | None,
+    making: Making | None = None,
 ) -> Artefact:
-    model = model_metadata(checkpoint, pre_tokenizer=pre_tokenizer)
+    making = making or Making()
+    measure = evidence
+    if evidence is None:
+        measure = measures_by_default(effort=making.effort, budget=making.target is not None)
     plan = plan_export(
         checkpoint,
         recipe,
         overrides=overrides,
         split_size=split_size,
-        model=model,
+        model=model_metadata(checkpoint, pre_tokenizer=pre_tokenizer),
+        making=making,
+        reserve=bool(measure),
         importance=importance,
     )
     path = _output_path(checkpoint, recipe, output)
@@ -201,10 +223,25 @@ def _export(
     weighed = () if importance is None else _importance_notes(plan)
     if dry_run:
         return _artefact(plan, tuple(path.with_name(n) for n in names), None, weighed)
+    workers = threads_or_default(threads)
+    recorder: Recorder | None = None
+    if evidence is not False:
+        recorder = record_evidence(
+            plan, path, threads=workers, target=making.target, progress=progress
+        )
     written = write_plan(
-        plan, path, threads=threads_or_default(threads), force=force, progress=progress
+        plan,
+        path,
+        threads=workers,
+        force=force,
+        progress=progress,
+        complete=None if recorder is None else recorder.completion,
     )
-    return _artefact(plan, written.paths, written.seconds, weighed)
+    return replace(
+        _artefact(plan, written.paths, written.seconds, weighed),
+        beside=written.beside,
+        notes=_notes(plan) + weighed + (() if recorder is None else tuple(recorder.notes)),
+    )
 
 
 def named_recipe(name: str) -> Recipe:

@@ -87,7 +87,8 @@ def demo(
         paths = []
         for i, recipe in enumerate(DEMO_RECIPES):
             report(f"quantising {recipe}", i, len(DEMO_RECIPES))
-            artefact = quantize(DEMO, recipe, folder, threads=threads, force=force)
+            beside = None if keep is not None else False  # nobody sees what is deleted again
+            artefact = quantize(DEMO, recipe, folder, threads=threads, force=force, evidence=beside)
             paths.append(artefact.paths[0])
         base = open_source(DEMO)
         corpus = corpus_of(read_text(None), tokenizer_of(base), base, None, None)

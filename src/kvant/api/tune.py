@@ -266,6 +266,7 @@ class _Making:
                 path,
                 importance=importance,
                 threads=self._threads,
+                evidence=False,  # the report has it all
                 force=self._force,
             )
             made.append(
@@ -282,7 +283,14 @@ class _Making:
             self._progress(f"making {name}", done, len(names))
             recipe = preset(name)
             path = self._path(recipe.name)
-            quantize(self._source, recipe, path, threads=self._threads, force=self._force)
+            quantize(
+                self._source,
+                recipe,
+                path,
+                threads=self._threads,
+                evidence=False,
+                force=self._force,
+            )
             made.append(_Made(recipe.name, "preset", recipe.name, recipe.precision_class, path))
         return made
 

@@ -22,12 +22,14 @@ from kvant.api.budget import (
 )
 from kvant.api.calibration import calibration_chunks
 from kvant.api.conversion import Artefact, importance_of, quantize
+from kvant.api.evidence import measures_by_default
 from kvant.api.measurement import evaluate
 from kvant.api.source import Source, open_source, threads_or_default
 from kvant.calibration import Importance
 from kvant.errors import UsageError
 from kvant.evaluation import EvalResult
 from kvant.evaluation.gate import check_limits
+from kvant.evidence import Making
 from kvant.export.gguf.plan import model_metadata
 from kvant.files.atomic import write_atomic
 from kvant.quant.allocate import Mixture, NotReachableError
@@ -84,6 +86,7 @@ def quantize_within(
     threads: int | None = None,
     split_size: int | None = None,
     pre_tokenizer: str | None = None,
+    evidence: bool | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -113,6 +116,7 @@ def quantize_within(
         threads: processors to use; the bytes do not depend on it.
         split_size: bytes a file may hold before the next one is begun.
         pre_tokenizer: llama.cpp's name for the pre-tokenizer, where it cannot be determined.
+        evidence: as for `quantize`; by default quality is measured and stands in the file.
         force: replace existing files.
         dry_run: search, but write no model.
         progress: called with what is done, steps done and steps in all.
@@ -128,7 +132,8 @@ def quantize_within(
     given = None if importance is None else importance_of(importance, checkpoint)
     chunks = None if effort == "fast" else calibration_chunks(checkpoint, texts)
     expected = given if chunks is None or given is not None else placeholder(checkpoint, chunks)
-    make_plan = plan_maker(checkpoint, model, tensors, split_size, expected)
+    reserve = measures_by_default(budget=True) if evidence is None else evidence
+    make_plan = plan_maker(checkpoint, model, tensors, split_size, expected, reserve)
     smallest = smallest_plan(checkpoint, packings, pinned_by(checkpoint, tensors), make_plan)
     # Minutes of measuring come after it is known that the budget can be met at all.
     if fit is not None and smallest.size > fit:
@@ -137,7 +142,7 @@ def quantize_within(
         raise too_few_bits(checkpoint, bpw, smallest.bits_per_weight)
     if given is None and chunks is not None:
         given = collected(checkpoint, chunks, threads_or_default(threads), progress)
-        make_plan = plan_maker(checkpoint, model, tensors, split_size, given)
+        make_plan = plan_maker(checkpoint, model, tensors, split_size, given, reserve)
     search = search_budgets(
         checkpoint,
         make_plan,
@@ -150,7 +155,9 @@ def quantize_within(
         progress=progress,
     )
 
-    def write(recipe: Recipe, target: Source | None, dry: bool, replacing: bool) -> Artefact:
+    making = Making(target=_target(fit, bpw, max_kld, effort))
+
+    def write(recipe: Recipe, target: Source | None, dry: bool, final: bool) -> Artefact:
         return quantize(
             source,
             recipe,
@@ -160,7 +167,9 @@ def quantize_within(
             importance=given,
             split_size=split_size,
             pre_tokenizer=pre_tokenizer,
-            force=replacing,
+            evidence=evidence if final else False,
+            making=making,
+            force=force and final,
             dry_run=dry,
             progress=None if progress is None else _weights(progress),
         )
@@ -176,7 +185,7 @@ def quantize_within(
         recipe, mixture = search.bits(bpw)
     if save_recipe is not None:
         write_atomic(Path(save_recipe), recipe_text(recipe), force=force)
-    artefact = write(recipe, output, dry_run, force)
+    artefact = write(recipe, output, dry_run, True)
     if max_kld is not None and not dry_run:  # the file itself has the last word
         measured = trials.measure(artefact.paths[0])
         if measured.kld is None or measured.kld > max_kld:
@@ -185,6 +194,17 @@ def quantize_within(
                 f"the {max_kld:g} it was made for. Do not use it; please report this."
             )
     return Fitted(artefact, recipe, search.sensitivity, mixture.cost, measured)
+
+
+def _target(fit: int | None, bpw: float | None, max_kld: float | None, effort: str) -> str:
+    """The budget in words, for the evidence."""
+    if fit is not None:
+        return f"fit {fit} bytes, {effort}"
+    return (
+        f"{bpw:g} bits per weight, {effort}"
+        if bpw is not None
+        else (f"KL divergence of at most {max_kld:g}, {effort}")
+    )
 
 
 def _check_budgets(fit: int | None, bpw: float | None, max_kld: float | None) -> None:

@@ -5,8 +5,10 @@
     checkpoint.py    Checkpoint; matching stored tensors with the weights the graph declares
     open_folder.py   Hugging Face folders        open_gguf.py   GGUF files
     names.py         role -> Hugging Face name   weights.py     rows of a weight, in either order
-    locate.py        where a folder has them  transforms.py  numbers that are stored differently
-    sampling.py      generation_config.json     pooling.py     states to a text's vector
+    locate.py        where a folder has them     transforms.py  numbers that are stored differently
+    sampling.py      generation_config.json      pooling.py     states to a text's vector
+    fingerprint.py   which model it is, whatever the format
+    quantised/       folders that somebody quantised, as floats again
     info.py          ModelInfo, from card.py (front matter) and model_name.py (the convention)
 """
 
@@ -16,6 +18,7 @@ import os
 from pathlib import Path
 
 from kvant.checkpoint.checkpoint import Checkpoint, StorageCount, count_storage
+from kvant.checkpoint.fingerprint import fingerprint
 from kvant.checkpoint.info import ModelInfo, Origin
 from kvant.checkpoint.open_folder import open_folder
 from kvant.checkpoint.open_gguf import open_gguf
@@ -32,6 +35,7 @@ __all__ = [
     "Weight",
     "check_finite",
     "count_storage",
+    "fingerprint",
     "open_checkpoint",
     "rotary_row_order",
 ]

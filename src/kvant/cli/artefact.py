@@ -44,6 +44,8 @@ def print_artefact(artefact: Artefact, *, as_json: bool) -> None:
         f"{size_text(artefact.nbytes)} ({artefact.nbytes:,} bytes), "
         f"{artefact.bits_per_weight:.3f} bits per weight: {packings}"
     )
+    for path in artefact.beside:
+        show.note(f"beside it: {path}")
     if artefact.seconds:
         rate = artefact.parameters / artefact.seconds / 1e6
         show.note(f"{artefact.seconds:.1f} s, {rate:.0f} million weights per second")

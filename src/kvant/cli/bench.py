@@ -57,6 +57,11 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--repeat", type=positive, default=3, metavar="N", help="runs of each test (default: 3)"
     )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="add speed and memory on this machine to the evidence beside the model (a GGUF file)",
+    )
     parser.add_argument("--json", action="store_true", help="print as JSON")
     parser.set_defaults(run=_run)
 
@@ -79,8 +84,12 @@ def _without_zero(numbers: tuple[int, ...] | None) -> tuple[int, ...] | None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from kvant.api.benchmark import benchmark
+    from kvant.api.benchmark import benchmark, record_benchmark
 
+    if arguments.record:
+        from kvant.api.evidence import check_recordable
+
+        check_recordable([arguments.model])
     with show.token_progress("bench") as progress:
         report = benchmark(
             arguments.model,
@@ -93,6 +102,8 @@ def _run(arguments: argparse.Namespace) -> int:
             repeat=arguments.repeat,
             progress=progress,
         )
+    if arguments.record:
+        show.note(f"recorded in {record_benchmark(report)}")
     if arguments.json:
         show.print_json(report.to_json())
         return 0

@@ -105,6 +105,7 @@ def run_budget(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             split_size=arguments.split_size,
             pre_tokenizer=arguments.pre_tokenizer,
+            evidence=arguments.evidence,
             force=arguments.force,
             dry_run=arguments.dry_run,
             progress=progress,

@@ -52,6 +52,11 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="run on the NumPy reference interpreter instead of the engine: slow, the judge",
     )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="add what was measured to the evidence beside each model (GGUF files)",
+    )
     parser.add_argument("--json", action="store_true", help="print as JSON")
     parser.set_defaults(run=_run)
 
@@ -60,6 +65,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from kvant.api.measurement import evaluate
 
     limited = _check_limits(arguments)
+    if arguments.record:
+        from kvant.api.evidence import check_recordable
+
+        check_recordable(arguments.models)
     with show.token_progress("eval") as progress:
         results = evaluate(
             arguments.models,
@@ -71,6 +80,13 @@ def _run(arguments: argparse.Namespace) -> int:
             runner="reference" if arguments.reference else "native",
             progress=progress,
         )
+    if arguments.record:
+        from kvant.api.evidence import record_results
+
+        named = results if arguments.against is None else results[1:]
+        pairs = list(zip(arguments.models, named, strict=True))
+        for path in record_results(pairs, arguments.against, arguments.text):
+            show.note(f"recorded in {path}")
     found = _gates(arguments, results) if limited else ()
     if arguments.json:
         document: dict[str, object] = {"results": [r.to_json() for r in results]}

@@ -20,10 +20,13 @@ from kvant.cli import (
     calibrate,
     convert,
     demo,
+    devices,
+    doctor,
     evaluate,
     formats,
     inspect,
     quantize,
+    recommend,
     run,
     tune,
     verify,
@@ -36,6 +39,7 @@ __all__ = ["main"]
 _COMMANDS = (
     *(demo, run, formats, inspect, convert),
     *(calibrate, quantize, tune, evaluate, bench, verify),
+    *(recommend, devices, doctor),
 )
 
 _EXAMPLES = """\

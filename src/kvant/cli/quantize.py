@@ -47,6 +47,13 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--save-recipe", metavar="FILE", help="write the recipe as JSON, too")
     add_budgets(parser)
+    parser.add_argument(
+        "--evidence",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="measure what it cost, against SRC, before the file appears; with --no-evidence "
+        "nothing is written beside the file (default: how it was made and its sizes)",
+    )
     parser.set_defaults(run=_run, late="recipe", refuse=parser.error)
 
 
@@ -67,6 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
             save_recipe=arguments.save_recipe,
             split_size=arguments.split_size,
             pre_tokenizer=arguments.pre_tokenizer,
+            evidence=arguments.evidence,
             force=arguments.force,
             dry_run=arguments.dry_run,
             progress=progress,

@@ -112,6 +112,12 @@ class AtomicFile:
         finally:
             self._discard()
 
+    @property
+    def readable(self) -> Path:
+        """Where this process can open what was written so far."""
+        # Absolute: a link to it has to work from elsewhere.
+        return Path(_by_descriptor(self.fd)) if self._beside is None else self._beside.absolute()
+
     def write(self, data: Bytes) -> None:
         """Append ``data``, after what ``write`` has written so far. One thread only."""
         view = _bytes(data)

@@ -16,7 +16,7 @@ from kvant.files.gguf_value import Value
 from kvant.files.source import quote
 from kvant.files.tensor import StoredTensor
 
-__all__ = ["MAX_SHARDS", "read_gguf_split", "split_name"]
+__all__ = ["MAX_SHARDS", "read_gguf_split", "split_name", "split_stem"]
 
 #: ``split.count`` is a uint16.
 MAX_SHARDS = 65_535
@@ -35,6 +35,12 @@ _REMEDY = "Fetch all shards of one release, under the names they were published 
 def split_name(stem: str, number: int, count: int) -> str:
     """The file name of shard ``number`` (counted from 0) of ``count``."""
     return f"{stem}-{number + 1:05d}-of-{count:05d}.gguf"
+
+
+def split_stem(name: str) -> str:
+    """What a file name is called without its number among shards and ``.gguf``."""
+    match = _NAME.fullmatch(name)
+    return match["stem"] if match else name.removesuffix(".gguf")
 
 
 def read_gguf_split(path: str | os.PathLike[str]) -> GgufFile:

@@ -18,10 +18,11 @@ import xxhash
 from kvant.arch import RowOrder
 from kvant.calibration.imatrix import importance_bytes
 from kvant.calibration.importance import Importance
-from kvant.checkpoint import Checkpoint, Weight, rotary_row_order
+from kvant.checkpoint import Checkpoint, Weight, fingerprint, rotary_row_order
 from kvant.checkpoint.pooling import POOLING_KEY, POOLING_TYPES
 from kvant.checkpoint.sampling import sampling_of
 from kvant.errors import UsageError
+from kvant.evidence import QUALITY, SOURCE, Making, quality_text
 from kvant.files.gguf import (
     DEFAULT_ALIGNMENT,
     TensorSpec,
@@ -133,10 +134,16 @@ class Shard:
         nbytes = [padded(t.spec.nbytes, DEFAULT_ALIGNMENT) for t in self.tensors]
         return list(accumulate(nbytes[:-1], initial=self.size - sum(nbytes)))
 
-    def header(self, checksums: Sequence[int]) -> bytes:
-        """What stands before the first tensor."""
+    def header(self, checksums: Sequence[int], quality: str | None = None) -> bytes:
+        """What stands before the first tensor.
+
+        ``quality`` is what was measured, in a file that has room for it (`Plan.reserved`).
+        """
         sums = array(ValueType.UINT64, np.array(checksums, np.uint64))
         keys = {**self.metadata, CHECKSUMS: sums}
+        if quality is not None and QUALITY in keys:
+            keys[QUALITY] = string(quality)
+            keys[METADATA] = uint64(metadata_checksum(keys))
         header, _ = header_bytes(keys, [t.spec for t in self.tensors])
         return header
 
@@ -168,6 +175,11 @@ class Plan:
         return sum(math.prod(t.assignment.slot.shape) for t in self.tensors)
 
     @property
+    def reserved(self) -> bool:
+        """Whether the header has room for what is measured once the tensors are written."""
+        return QUALITY in self.shards[0].metadata
+
+    @property
     def bits_per_weight(self) -> float:
         """Tensor bits over weights; metadata not counted."""
         return 8 * sum(t.spec.nbytes for t in self.tensors) / self.weights
@@ -187,6 +199,8 @@ def plan_export(
     overrides: Sequence[str] = (),
     split_size: int | None = None,
     model: ModelKeys | None = None,
+    making: Making | None = None,
+    reserve: bool = False,
     importance: Importance | None = None,
 ) -> Plan:
     """Decide every tensor's packing and every byte of the header but the checksums.
@@ -198,6 +212,8 @@ def plan_export(
         split_size: bytes a file may hold before the next one is begun.
         model: the model's keys if they are known already (`model_metadata`); computing them
             reads the tokenizer.
+        making: what decides the codes besides the recipe; by default nothing does.
+        reserve: leave room in the header for what will be measured.
         importance: what to weigh errors by, of this model (`calibration.belonging`).
 
     Raises:
@@ -221,9 +237,12 @@ def plan_export(
     ]
     if model is None:
         model = model_metadata(checkpoint)
-    keys = _recipe_metadata(recipe, overrides, {t.assignment.packing for t in tensors})
+    keys = _recipe_metadata(recipe, overrides, {t.assignment.packing for t in tensors}, making)
     if importance is not None and any(t.importance is not None for t in tensors):
         keys |= importance_keys(importance)
+    keys[SOURCE] = string(_source_of(checkpoint, tensors, model.fingerprint))
+    if reserve:
+        keys[QUALITY] = string(quality_text(None))
     keys[TABLE] = uint64(table_checksum(t.spec for t in tensors))
     shards = tuple(_shards(tensors, model, keys, split_size))
     return Plan(checkpoint, recipe, tuple(overrides), shards, model.notes)
@@ -233,16 +252,18 @@ def plan_export(
 class ModelKeys:
     """Metadata that does not depend on the recipe, and its bytes in a header.
 
-    ``notes`` say what of the source it does not carry.
+    ``fingerprint`` is the source's; ``notes`` say what of the source it does not carry.
     """
 
     values: Mapping[str, Value]
     encoded: bytes
+    fingerprint: str
     notes: tuple[str, ...] = ()
 
 
 def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) -> ModelKeys:
-    """The keys that do not depend on the recipe: name and origin, sampling, config, tokenizer.
+    """The keys that do not depend on the recipe: name and origin, sampling, config, tokenizer,
+    and the source's fingerprint.
 
     A GGUF source's own keys are kept as they are, but for those about that one file.
 
@@ -257,8 +278,8 @@ def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) 
                 f"{checkpoint.path}: --pre-tokenizer is for Hugging Face folders, got a GGUF file, "
                 "whose tokenizer is kept as it is; leave the option out."
             )
-        source = checkpoint.gguf.metadata
-        return _model_keys({k: v for k, v in source.items() if not _OF_ONE_FILE.match(k)})
+        kept = {k: v for k, v in checkpoint.gguf.metadata.items() if not _OF_ONE_FILE.match(k)}
+        return _model_keys(kept, fingerprint(checkpoint))
     sampling, notes = sampling_of(checkpoint.path)
     keys = checkpoint.architecture.to_gguf(checkpoint.config)
     keys = {
@@ -276,11 +297,18 @@ def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) 
 
         keys.update(to_metadata(tokenizer))
         notes += tokenizer.notes
-    return _model_keys(keys, notes)
+    return _model_keys(keys, fingerprint(checkpoint), notes)
 
 
-def _model_keys(values: Mapping[str, Value], notes: tuple[str, ...] = ()) -> ModelKeys:
-    return ModelKeys(values, metadata_bytes(values), notes)
+def _model_keys(values: Mapping[str, Value], source: str, notes: tuple[str, ...] = ()) -> ModelKeys:
+    return ModelKeys(values, metadata_bytes(values), source, notes)
+
+
+def _source_of(checkpoint: Checkpoint, tensors: Sequence[PlannedTensor], own: str) -> str:
+    """The fingerprint to state: where nothing is rounded, a copy keeps what its source says."""
+    if checkpoint.gguf is None or any(t.source_type != t.assignment.packing for t in tensors):
+        return own
+    return checkpoint.gguf.get_str(SOURCE, own)
 
 
 def table_checksum(tensors: Iterable[TensorSpec | StoredTensor]) -> int:
@@ -296,7 +324,7 @@ def metadata_checksum(metadata: Mapping[str, Value]) -> int:
 
 
 def _recipe_metadata(
-    recipe: Recipe, overrides: Sequence[str], packings: Set[str]
+    recipe: Recipe, overrides: Sequence[str], packings: Set[str], making: Making | None
 ) -> dict[str, Value]:
     keys = {
         "general.file_type": uint32(recipe.file_type),
@@ -307,6 +335,7 @@ def _recipe_metadata(
         keys["general.quantization_version"] = uint32(_QUANTISATION_VERSION)
         searched = bool(packings & SEARCHED)
         keys["kvant.method"] = string("scale search" if searched else "plain formula")
+        keys.update((making or Making()).to_metadata())
     if recipe not in PRESETS:  # a preset's name says it all
         keys["kvant.recipe.definition"] = string(json.dumps(recipe.to_json(), sort_keys=True))
     if overrides:

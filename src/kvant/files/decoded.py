@@ -27,6 +27,11 @@ class DecodedTensor(StoredTensor):
         """What it was in the file."""
         return self.origin
 
+    @property
+    def in_place(self) -> bool:
+        """No."""
+        return False
+
     @abstractmethod
     def decode(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Rows ``start`` to ``stop``: float32 [stop - start, row length]."""

@@ -50,8 +50,8 @@ def e4m3_values() -> npt.NDArray[np.float32]:
 
 def e8m0_values() -> npt.NDArray[np.float32]:
     """The 256 values of F8_E8M0 (OCP; powers of two, NaN at all ones)."""
-    values = np.ldexp(np.float32(1), np.arange(256) - 127).astype(np.float32)
-    values[255] = np.nan
+    values = np.full(256, np.nan, np.float32)
+    values[:255] = np.ldexp(np.float32(1), np.arange(255) - 127)
     return values
 
 
@@ -66,18 +66,20 @@ def unpacked(words: npt.NDArray[Any], bits: int, count: int) -> npt.NDArray[np.u
     Returns:
         uint8 [..., count].
     """
-    data = words.view(np.uint8)
+    data: npt.NDArray[np.uint8] = words.view(np.uint8)
     if bits == 8:
         return data[..., :count]
     if bits in (1, 2, 4):
         each = 8 // bits
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        out = data[..., None] >> shifts & np.uint8((1 << bits) - 1)
+        out: npt.NDArray[np.uint8] = data[..., None] >> shifts & np.uint8((1 << bits) - 1)
         return out.reshape(*data.shape[:-1], data.shape[-1] * each)[..., :count]
     stream = np.unpackbits(data, axis=-1, bitorder="little")
     used = stream.shape[-1] // bits * bits
     groups = stream[..., :used].reshape(*stream.shape[:-1], -1, bits)
-    return (groups[..., :count, :] << np.arange(bits, dtype=np.uint8)).sum(-1, dtype=np.uint8)
+    placed = groups[..., :count, :] << np.arange(bits, dtype=np.uint8)
+    total: npt.NDArray[np.uint8] = placed.sum(-1, dtype=np.uint8)
+    return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +125,14 @@ class RawTensor:
     def _values(self, data: npt.NDArray[Any]) -> npt.NDArray[Any]:
         match self.dtype:
             case "BF16":
-                return (data.astype(np.uint32) << 16).view(np.float32)
+                data = (data.astype(np.uint32) << 16).view(np.float32)
             case "F16":
-                return data.astype(np.float32)
+                data = data.astype(np.float32)
             case "F8_E4M3":
-                return e4m3_values()[data]
+                data = e4m3_values()[data]
             case "F8_E8M0":
-                return e8m0_values()[data]
-            case _:
-                return data
+                data = e8m0_values()[data]
+        return data
 
     def _bytes(self, places: list[tuple[int, int]]) -> npt.NDArray[np.uint8]:
         out = np.empty(sum(size for _, size in places), np.uint8)

@@ -22,6 +22,7 @@ from kvant.packing.types import BY_NAME
 
 __all__ = ["bitsandbytes"]
 
+_STATE = "weight.quant_state.bitsandbytes__"
 _BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -55,8 +56,8 @@ def bitsandbytes(
 
 
 def _four_bits(module: Module) -> _Blocks:
-    kind = next((k for k in ("nf4", "fp4") if f"weight.quant_state.bitsandbytes__{k}" in module.parts), "nf4")
-    raw = module.part(f"weight.quant_state.bitsandbytes__{kind}", ("U8",)).read()
+    kind = "fp4" if f"{_STATE}fp4" in module.parts else "nf4"
+    raw = module.part(f"{_STATE}{kind}", ("U8",)).read()
     where = f"{module.path}: quant_state"
     state = parse_json(raw.tobytes(), where, 100_000)
     shape = state.get("shape") if isinstance(state, dict) else None
@@ -89,9 +90,7 @@ def _four_bits(module: Module) -> _Blocks:
     )
 
 
-def _scales(
-    module: Module, state: Mapping[str, object], blocks: int
-) -> npt.NDArray[np.float32]:
+def _scales(module: Module, state: Mapping[str, object], blocks: int) -> npt.NDArray[np.float32]:
     plain = module.parts["weight.absmax"].dtype == "F32"
     if plain:
         found: npt.NDArray[np.float32] = module.part("weight.absmax", ("F32",), (blocks,)).read()

@@ -85,14 +85,15 @@ def compressed_tensors(
 def _bits(config: Mapping[str, object]) -> int:
     """Bits of the weights, which must be those of all groups."""
     groups = config.get("config_groups")
-    found = set()
+    found: set[object] = set()
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
         if isinstance(weights, dict):
             found.add(weights.get("num_bits"))
     if len(found) != 1 or not found <= {2, 4, 8}:
         raise unsupported("num_bits", sorted(map(str, found)), "2, 4 or 8, the same for all layers")
-    bits: int = found.pop()
+    (bits,) = found
+    assert isinstance(bits, int)
     return bits
 
 
@@ -101,7 +102,7 @@ def _packed(module: Module, bits: int) -> _Packed:
     outputs, inputs = int(shape[0]), int(shape[1])
     weight = module.part("weight_packed", ("I32",), (outputs, None))
     words = _words(inputs, bits)
-    if not 0 < inputs or weight.shape[1] != words:
+    if inputs < 1 or weight.shape[1] != words:
         raise FileFormatError(
             f"{weight.path}: {module.path}.weight_packed should have {words} columns for "
             f"{inputs} inputs, got {weight.shape[1]}. Fetch all files of one release again."

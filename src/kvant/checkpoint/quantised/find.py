@@ -64,9 +64,7 @@ def dequantised(
     raw = {
         n: RawTensor(n, t.type.name, t.shape, t.path, t.offset) for n, t in content.tensors.items()
     }
-    raw |= {
-        n: RawTensor(n, t.dtype, t.shape, t.path, t.offset) for n, t in content.other.items()
-    }
+    raw |= {n: RawTensor(n, t.dtype, t.shape, t.path, t.offset) for n, t in content.other.items()}
     tensors, other = dict(content.tensors), dict(content.other)
     count = 0
     for module, tensor in scheme(config, raw):
@@ -80,9 +78,7 @@ def dequantised(
             f"{where}: it says that the weights are quantised by {name}, and no tensor is. Remove "
             "the key if they are not, or fetch all files of one release again."
         )
-    note = (
-        f"{count} matrices were quantised by {name} and are decoded; what that lost stays lost."
-    )
+    note = f"{count} matrices were quantised by {name} and are decoded; what that lost stays lost."
     return Dequantised(rest, tensors, other, (note,))
 
 

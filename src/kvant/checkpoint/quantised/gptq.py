@@ -97,21 +97,24 @@ def gptq(config: Mapping[str, object], tensors: Mapping[str, RawTensor]) -> Iter
         groups = -(-inputs // size)
         scales = module.part("scales", FLOATS, (groups, outputs))
         zeros = module.part("qzeros", _INTEGERS, (groups, -(-outputs * bits // 32)))
-        yield module, _InputMajor(
-            name=f"{module.path}.weight",
-            type=BY_NAME["F32"],
-            shape=(outputs, inputs),
-            path=weight.path,
-            offset=weight.offset,
-            origin=f"GPTQ {bits} bits",
-            bits=bits,
-            weight=weight,
-            zeros=zeros,
-            scales=scales,
-            groups=module.find("g_idx", _INTEGERS, (inputs,)),
-            group_size=size,
-            zero_offset=offset,
-            interleaved=False,
+        yield (
+            module,
+            _InputMajor(
+                name=f"{module.path}.weight",
+                type=BY_NAME["F32"],
+                shape=(outputs, inputs),
+                path=weight.path,
+                offset=weight.offset,
+                origin=f"GPTQ {bits} bits",
+                bits=bits,
+                weight=weight,
+                zeros=zeros,
+                scales=scales,
+                groups=module.find("g_idx", _INTEGERS, (inputs,)),
+                group_size=size,
+                zero_offset=offset,
+                interleaved=False,
+            ),
         )
 
 
@@ -125,21 +128,24 @@ def awq(config: Mapping[str, object], tensors: Mapping[str, RawTensor]) -> Itera
         inputs, outputs = weight.shape[0], weight.shape[1] * 8
         size = _group_size(config, inputs)
         groups = -(-inputs // size)
-        yield module, _InputMajor(
-            name=f"{module.path}.weight",
-            type=BY_NAME["F32"],
-            shape=(outputs, inputs),
-            path=weight.path,
-            offset=weight.offset,
-            origin="AWQ 4 bits",
-            bits=bits,
-            weight=weight,
-            zeros=module.part("qzeros", _INTEGERS, (groups, outputs // 8)),
-            scales=module.part("scales", FLOATS, (groups, outputs)),
-            groups=None,
-            group_size=size,
-            zero_offset=0,
-            interleaved=True,
+        yield (
+            module,
+            _InputMajor(
+                name=f"{module.path}.weight",
+                type=BY_NAME["F32"],
+                shape=(outputs, inputs),
+                path=weight.path,
+                offset=weight.offset,
+                origin="AWQ 4 bits",
+                bits=bits,
+                weight=weight,
+                zeros=module.part("qzeros", _INTEGERS, (groups, outputs // 8)),
+                scales=module.part("scales", FLOATS, (groups, outputs)),
+                groups=None,
+                group_size=size,
+                zero_offset=0,
+                interleaved=True,
+            ),
         )
 
 

@@ -48,13 +48,13 @@ class _Mlx(DecodedTensor):
                 q = codes.astype(np.float32)
                 scale = np.repeat(scales.astype(np.float32), self.group, 1)
                 bias = np.repeat(self.biases.rows(start, stop).astype(np.float32), self.group, 1)
-                return q * scale + bias
+                return np.asarray(q * scale + bias, np.float32)
             case "mxfp8":
                 values, table = e4m3_values()[codes], e8m0_values()
             case _:
                 values = np.concatenate([_E2M1, -_E2M1])[codes]
                 table = e8m0_values() if self.mode == "mxfp4" else e4m3_values()
-        return values * np.repeat(table[scales], self.group, 1)
+        return np.asarray(values * np.repeat(table[scales], self.group, 1), np.float32)
 
 
 def mlx(config: Mapping[str, object], tensors: Mapping[str, RawTensor]) -> Iterator[Module | Any]:

@@ -87,6 +87,7 @@ def convert(
     output: Source | None = None,
     *,
     dtype: str = "bf16",
+    lora: Source | None = None,
     threads: int | None = None,
     split_size: int | None = None,
     pre_tokenizer: str | None = None,
@@ -96,7 +97,8 @@ def convert(
 ) -> Artefact:
     """Write an unquantised GGUF file.
 
-    ``dtype`` is ``bf16``, ``f16`` or ``f32`` for matrices; vectors are F32 always.
+    ``dtype`` is ``bf16``, ``f16`` or ``f32`` for matrices; vectors are F32 always. ``lora`` is the
+    folder of a PEFT adapter to merge.
 
     Raises:
         UsageError: another dtype. Otherwise as `quantize`.
@@ -108,7 +110,7 @@ def convert(
             f"`kvant quantize SRC {recipe.name}`."
         )
     return _export(
-        open_source(source),
+        open_source(source, lora),
         recipe,
         output,
         (),
@@ -130,6 +132,7 @@ def quantize(
     threads: int | None = None,
     tensors: Sequence[str] = (),
     importance: Source | Importance | None = None,
+    lora: Source | None = None,
     save_recipe: Source | None = None,
     split_size: int | None = None,
     pre_tokenizer: str | None = None,
@@ -150,6 +153,7 @@ def quantize(
         tensors: ``REGEX=PACKING`` texts that go before the recipe.
         importance: how much each input of a linear matters, as `calibrate` gives it, or a file of
             it (llama.cpp's imatrix files too): scales are chosen for the least weighted error.
+        lora: folder of a PEFT adapter that is merged into the weights while they are read.
         save_recipe: file to write the recipe to, as JSON.
         split_size: bytes a file may hold before the next one is begun.
         pre_tokenizer: llama.cpp's name for the pre-tokenizer, where it cannot be determined.
@@ -168,7 +172,7 @@ def quantize(
         OutputError: the output exists or cannot be written. Nothing is left behind.
     """
     chosen = named_recipe(recipe) if isinstance(recipe, str) else recipe
-    checkpoint = open_source(source)
+    checkpoint = open_source(source, lora)
     if save_recipe is not None:
         write_atomic(Path(save_recipe), recipe_text(chosen), force=force)
     return _export(

@@ -21,9 +21,17 @@ Source = str | os.PathLike[str]
 """``demo``, a Hugging Face folder, or a GGUF file (any shard of a split one)."""
 
 
-def open_source(source: Source) -> Checkpoint:
-    """Open what the user named; see `kvant.checkpoint.open_checkpoint` for what it raises."""
-    return open_checkpoint(resolve(source))
+def open_source(source: Source, lora: Source | None = None) -> Checkpoint:
+    """Open what the user named; see `kvant.checkpoint.open_checkpoint` for what it raises.
+
+    ``lora`` is the folder of an adapter to merge into it (`kvant.checkpoint.adapter`).
+    """
+    checkpoint = open_checkpoint(resolve(source))
+    if lora is None:
+        return checkpoint
+    from kvant.checkpoint.adapter import merge_adapter
+
+    return merge_adapter(checkpoint, Path(lora))
 
 
 def resolve(source: Source) -> Path:

@@ -80,6 +80,7 @@ def quantize_within(
     packings: Sequence[str] = (FAST,),
     texts: Sequence[Source | tuple[Source, float]] = (),
     importance: Source | Importance | None = None,
+    lora: Source | None = None,
     validation: Source | None = None,
     tensors: Sequence[str] = (),
     save_recipe: Source | None = None,
@@ -110,6 +111,7 @@ def quantize_within(
             alone or with its share; by default the built-in calibration text.
         importance: how much each input of a linear matters, or a file of it; by default, but not
             for ``fast``, it is measured first.
+        lora: folder of a PEFT adapter that is merged into the weights while they are read.
         validation: what ``max_kld`` is measured on; by default the built-in evaluation text.
         tensors: ``REGEX=PACKING`` texts; what they match is not searched.
         save_recipe: file to write the recipe to; `quantize` takes it as a recipe.
@@ -127,7 +129,7 @@ def quantize_within(
         InputError, OutputError: as for `quantize`.
     """
     _check_budgets(fit, bpw, max_kld)
-    checkpoint = open_source(source)
+    checkpoint = open_source(source, lora)
     model = model_metadata(checkpoint, pre_tokenizer=pre_tokenizer)
     given = None if importance is None else importance_of(importance, checkpoint)
     chunks = None if effort == "fast" else calibration_chunks(checkpoint, texts)

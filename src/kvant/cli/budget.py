@@ -99,6 +99,7 @@ def run_budget(arguments: argparse.Namespace) -> int:
             packings=packings_of(arguments),
             texts=[text_and_weight(t) for t in arguments.text],
             importance=arguments.importance,
+            lora=arguments.lora,
             validation=arguments.validation,
             tensors=arguments.tensor,
             save_recipe=arguments.save_recipe,

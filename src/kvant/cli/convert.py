@@ -35,6 +35,7 @@ def _run(arguments: argparse.Namespace) -> int:
             arguments.source,
             arguments.output,
             dtype=arguments.dtype,
+            lora=arguments.lora,
             threads=arguments.threads,
             split_size=arguments.split_size,
             pre_tokenizer=arguments.pre_tokenizer,

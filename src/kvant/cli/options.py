@@ -69,6 +69,9 @@ def add_output(parser: argparse.ArgumentParser, **overrides: Any) -> None:
         metavar="NAME",
         help="llama.cpp's name of the pre-tokenizer, if it cannot be determined",
     )
+    parser.add_argument(
+        "--lora", metavar="ADAPTER", help="folder of a PEFT adapter to merge into the weights"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.add_argument(
         "--dry-run", action="store_true", help="show every tensor's packing, write nothing"

@@ -71,6 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             tensors=arguments.tensor,
             importance=arguments.importance,
+            lora=arguments.lora,
             save_recipe=arguments.save_recipe,
             split_size=arguments.split_size,
             pre_tokenizer=arguments.pre_tokenizer,

@@ -23,6 +23,7 @@ DEQUANTISERS = {
     "BF16": "ggml_bf16_to_fp32_row",
     **{name: f"dequantize_row_{name.lower()}" for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")},
     **{name: f"dequantize_row_q{name[1]}_K" for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")},
+    **{name: f"dequantize_row_{name.lower()}" for name in ("IQ4_NL", "IQ4_XS")},
 }
 """The C function that decodes a row of each type."""
 

@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from kvant import _core
 from kvant.packing import Packing, all_packings
 
-__all__ = ["BLOCK_PACKINGS", "K_PACKINGS", "PLAIN_PACKINGS", "using"]
+__all__ = ["BLOCK_PACKINGS", "K_PACKINGS", "PLAIN_PACKINGS", "SEARCHED_PACKINGS", "using"]
 
 BLOCK_PACKINGS: tuple[Packing, ...] = tuple(p for p in all_packings() if p.block > 1)
-K_PACKINGS = tuple(p for p in BLOCK_PACKINGS if p.block == 256)
-PLAIN_PACKINGS = tuple(p for p in BLOCK_PACKINGS if p.block == 32)
+K_PACKINGS = tuple(p for p in BLOCK_PACKINGS if p.name.endswith("_K"))
+PLAIN_PACKINGS = tuple(
+    p for p in BLOCK_PACKINGS if p.name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+)
+"""Those that ggml's formulas define: scales do not depend on importance."""
+SEARCHED_PACKINGS = tuple(p for p in BLOCK_PACKINGS if p not in PLAIN_PACKINGS)
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from kvant.errors import UsageError
 from kvant.packing import Packing, all_packings, dequantize, get, known, native, quantize
 from kvant.packing.spec import SCALES
-from oracles.kernels import BLOCK_PACKINGS, K_PACKINGS, PLAIN_PACKINGS
+from oracles.kernels import BLOCK_PACKINGS, PLAIN_PACKINGS, SEARCHED_PACKINGS
 from oracles.strategies import blocks, blocks_and_importance, codes_and_scales
 
 by_name = pytest.mark.parametrize("packing", BLOCK_PACKINGS, ids=lambda p: p.name)
 plain = pytest.mark.parametrize("packing", PLAIN_PACKINGS, ids=lambda p: p.name)
-searched = pytest.mark.parametrize("packing", K_PACKINGS, ids=lambda p: p.name)
+searched = pytest.mark.parametrize("packing", SEARCHED_PACKINGS, ids=lambda p: p.name)
 examples = settings(max_examples=40, deadline=None)
 
 
@@ -172,7 +172,9 @@ def test_names_sizes_and_classes() -> None:
     assert table == {
         "Q2_K": ("ultra-low", 2.625),
         "Q3_K": ("low", 3.4375),
+        "IQ4_XS": ("low", 4.25),
         "Q4_0": ("low", 4.5),
+        "IQ4_NL": ("low", 4.5),
         "Q4_K": ("low", 4.5),
         "Q4_1": ("low", 5.0),
         "Q5_0": ("medium", 5.5),
@@ -190,7 +192,7 @@ def test_names_sizes_and_classes() -> None:
         assert known(packing.name)
         assert packing.good_for
         assert packing.block_layout
-    assert not known("IQ4_XS")
+    assert not known("Q8_K")
     with pytest.raises(UsageError, match="kvant knows Q2_K"):
         get("Q9_K")
     assert SCALES.itemsize == 40

@@ -1,4 +1,4 @@
-"""The scale search of the K-packings never leaves more error than ggml's, kind by kind.
+"""The scale searches never leaves more error than ggml's, kind by kind.
 
 The error is the sum of squared differences, weighted by column where importance is given: what a
 layer's output suffers if its inputs are independent with those second moments.
@@ -14,11 +14,11 @@ import pytest
 
 from kvant.packing import Packing, dequantize, quantize
 from oracles.ggml import Ggml
-from oracles.kernels import K_PACKINGS
+from oracles.kernels import SEARCHED_PACKINGS
 from oracles.weights import KINDS, builtin_model, importance, kind, squared_error, tensors
 
 pytestmark = pytest.mark.parity
-by_name = pytest.mark.parametrize("packing", K_PACKINGS, ids=lambda p: p.name)
+by_name = pytest.mark.parametrize("packing", SEARCHED_PACKINGS, ids=lambda p: p.name)
 ROWS, COLUMNS = 128, 1024
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from kvant.errors import UsageError
 from kvant.packing.floats import BF16, F16, F32
+from kvant.packing.iq4_nl import IQ4_NL
+from kvant.packing.iq4_xs import IQ4_XS
 from kvant.packing.native import BadWeight, convert_rows, dequantize, known, quantize
 from kvant.packing.q2_k import Q2_K
 from kvant.packing.q3_k import Q3_K
@@ -32,7 +34,9 @@ __all__ = [
 _PACKINGS: tuple[Packing, ...] = (
     Q2_K(),
     Q3_K(),
+    IQ4_XS(),
     Q4_0(),
+    IQ4_NL(),
     Q4_K(),
     Q4_1(),
     Q5_0(),

@@ -179,7 +179,9 @@ def test_names_sizes_and_classes() -> None:
         "IQ3_XXS": ("low", 3.0625),
         "Q3_K": ("low", 3.4375),
         "IQ3_S": ("low", 3.4375),
+        "IQ4_XS": ("low", 4.25),
         "Q4_0": ("low", 4.5),
+        "IQ4_NL": ("low", 4.5),
         "Q4_K": ("low", 4.5),
         "Q4_1": ("low", 5.0),
         "Q5_0": ("medium", 5.5),
@@ -198,7 +200,7 @@ def test_names_sizes_and_classes() -> None:
         assert known(packing.name)
         assert packing.good_for
         assert packing.block_layout
-    assert not known("IQ4_XS")
+    assert not known("Q8_K")
     with pytest.raises(UsageError, match="kvant knows IQ1_S"):
         get("Q9_K")
     assert SCALES.itemsize == 40

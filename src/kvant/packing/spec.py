@@ -79,6 +79,8 @@ class Packing(ABC):
     """One line for people choosing."""
     block_layout: ClassVar[str]
     """One line on what a block holds, in file order."""
+    levels: ClassVar[tuple[int, ...] | None] = None
+    """What each code stands for, in steps of its scale, where that is not evenly spaced."""
     grid: ClassVar[Grid]
     """Not needed where a class has ``fit``, ``encode`` and ``decode`` of its own."""
 

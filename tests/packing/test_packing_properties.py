@@ -153,7 +153,7 @@ def test_error_of_a_formula_is_at_most_its_step(packing: Packing, data: st.DataO
 def test_a_search_beats_writing_zeros(packing: Packing, data: st.DataObject) -> None:
     x, w = data.draw(blocks_and_importance(packing.block))
     scales = native.fit(packing.name, x, w)
-    y = native.decode(packing.name, native.encode(packing.name, x, scales), scales)
+    y = native.decode(packing.name, native.encode(packing.name, x, scales, w), scales)
     weights = 1.0 if w is None else w.astype(np.float64)
     error = (weights * (y.astype(np.float64) - x) ** 2).sum(1)
     energy = (weights * x.astype(np.float64) ** 2).sum(1)

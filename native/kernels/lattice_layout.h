@@ -41,8 +41,8 @@ static inline int8_t odd_of(uint32_t k) { return int8_t(2 * k + 1); }
 // A panel's codes are the packing's own, and stand for levels plus the largest.
 template <class P>
 struct LevelBook {
-  static constexpr bool used = true;
-  static constexpr float unit = P::unit;
+  static constexpr bool kTable = true, kWide = false;
+  static constexpr float kUnit = P::unit;
   static constexpr int zero = int(Points<P>::level(P::count - 1, false));
   static constexpr int entry(int code) {
     constexpr int above = Points<P>::above;
@@ -56,6 +56,7 @@ struct LevelBook {
       entry(0), entry(1), entry(2),  entry(3),  entry(4),  entry(5),  entry(6),  entry(7),
       entry(8), entry(9), entry(10), entry(11), entry(12), entry(13), entry(14), entry(15)};
   static_assert(2 * zero <= 128);
+  static inline vc look(vc codes) { return look_up(codes, values); }
 };
 
 // The engine keeps levels, not numbers of points: three bits a weight (four where there are eight
@@ -68,7 +69,7 @@ template <class P, int BYTES, Unlayout UNLAYOUT, Unlayout FOR_PANELS = UNLAYOUT>
 inline constexpr PackingKernels lattice_kernels(void (*layout)(const uint8_t*, const Scales*, uint8_t*,
                                                                int64_t)) {
   return {P::type, 256, BYTES, Lattice<P>::fit, Lattice<P>::encode, Lattice<P>::decode, layout, UNLAYOUT,
-          &panel_kernels<LevelPanel<P>, BYTES, FOR_PANELS>, Lattice<P>::encode_weighted,
+          &panel_kernels<LevelPanel<P>, BYTES, FOR_PANELS>, nullptr, Lattice<P>::encode_weighted,
           Lattice<P>::encode_groups, Lattice<P>::unit};
 }
 

@@ -33,6 +33,9 @@ struct PackingKernels {
   void (*layout)(const uint8_t* codes, const Scales* scales, uint8_t* out, int64_t blocks);
   void (*unlayout)(const uint8_t* in, uint8_t* codes, Scales* scales, int64_t blocks);
   const PanelKernels* panels;  // how the engine multiplies it
+  // What each code stands for, in steps of its scale, where that is not evenly spaced: for methods
+  // that choose codes themselves. Null where a code's distance from its zero is what it stands for.
+  const int8_t* levels = nullptr;
   // Where codes are of groups of weights, and importance decides among them; else null. The second
   // has a scale and a shift for each group of its own.
   void (*encode_weighted)(const float* x, const float* w, const Scales* scales, uint8_t* codes,

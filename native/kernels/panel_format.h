@@ -5,39 +5,62 @@
 // sixteen columns, scale of a sub-block, pair of minima, scale of the block.
 #pragma once
 
+#include <array>
+
 #include "dot.h"
 
 namespace kvant::KVANT_ISA {
 
 // How the sub-blocks' scales lie in a panel. SixBits: 256 values in 192 bytes, scales then minima
-// (or sixteen scales plus 32). Nibbles: scale below, minimum above. Bytes: signed. OddNibbles: odd
-// scales 1 to 31 in four bits, two to a byte.
-enum class SubScales { None, SixBits, SixBitsSigned, Nibbles, Bytes, OddNibbles };
+// (or sixteen scales plus 32). EightSixBits: 128 values, eight scales plus 32; low nibbles in 64
+// bytes, the rest in 32 that lie with the block's scale. Nibbles: scale below, minimum above. Bytes:
+// signed. OddNibbles: odd scales 1 to 31 in four bits, two to a byte.
+enum class SubScales { None, SixBits, SixBitsSigned, EightSixBits, Nibbles, Bytes, OddNibbles };
 
-// What codes stand for: themselves, or an entry of a book of sixteen bytes, all of them at most 128
-// (and ZERO too) so that pairs of products fit 16 bits. The block's scale is `unit` times the file's.
-struct NoBook {
-  static constexpr bool used = false;
-  static constexpr float unit = 1.0f;
+// What codes stand for where it is not what they are: bytes, not negative, ZERO being weight zero.
+// WIDE ones need all eight bits, others stay at 128 or below (ZERO too). The block's scale is `kUnit`
+// times the file's.
+struct AsTheyAre {
+  static constexpr bool kTable = false, kWide = false;
+  static constexpr float kUnit = 1.0f;
+};
+
+template <class BOOK, int ZERO>
+struct LevelBytes {
+  static constexpr bool kTable = true;
+  static constexpr float kUnit = 1.0f;
+  alignas(16) static constexpr auto kBytes = [] {
+    std::array<uint8_t, 16> bytes{};
+    for (int i = 0; i < 16; ++i) bytes[size_t(i)] = uint8_t(BOOK::kLevels[i] + ZERO);
+    return bytes;
+  }();
+  static constexpr bool kWide = [] {
+    bool wide = false;
+    for (int i = 0; i < 16; ++i) wide |= BOOK::kLevels[i] + ZERO >= 64;
+    return wide;
+  }();
+
+  static inline vc look(vc codes) { return look_up(codes, kBytes.data()); }
 };
 
 // LOW bits of each code lie together and HIGH above them (LOW 4 or 2 with HIGH 0, 1 or 2; or 8 and
 // 0). ZERO is the code of weight zero; AFFINE packings have minima instead.
 template <int LOW, int HIGH, int BLOCK, int SUB, int ZERO, SubScales SCALES, bool AFFINE,
-          class BOOK = NoBook>
+          class LEVELS = AsTheyAre>
 struct Format {
-  using Book = BOOK;
+  using levels = LEVELS;
   static constexpr int low = LOW, high = HIGH, block = BLOCK, sub = SUB, zero = ZERO;
   static constexpr SubScales scales = SCALES;
-  static constexpr bool affine = AFFINE, wide = LOW == 8;
+  static constexpr bool affine = AFFINE, wide = LOW == 8 || LEVELS::kWide;
   static constexpr bool nested = SCALES != SubScales::None;  // two levels of scales
   static constexpr Act act = nested ? Act::Q8_256 : Act::Q8_32;
   static constexpr int steps = BLOCK / 4, quads = BLOCK / 16, subs = BLOCK / SUB;
-  static constexpr int head_bytes = AFFINE ? 64 : 32;
+  static constexpr int head_bytes = AFFINE || SCALES == SubScales::EightSixBits ? 64 : 32;
   static constexpr int scale_bytes = !nested                                   ? 0
                                      : SCALES == SubScales::SixBits            ? 192
                                      : SCALES == SubScales::SixBitsSigned      ? 192
                                      : SCALES == SubScales::OddNibbles         ? subs * 8
+                                     : SCALES == SubScales::EightSixBits       ? 64
                                                                                : 256;
   // Codes lie in groups of 16 columns (32 where one high bit each fills a line): the line of high
   // bits, then the low ones. So a panel is one stream, and every line of it begins where memory's do.
@@ -77,6 +100,15 @@ class PackedBlock {
         put(128 + p * w, field<0, 63>(c));
         put(192 + p * w, field<6, 3>(a) | field<4, 12>(b2) | field<2, 48>(c));
       }
+    if constexpr (F::scales == SubScales::EightSixBits) {
+      typedef uint8_t half_line __attribute__((vector_size(32)));
+      half_line high, low[2];
+      std::memcpy(low, record_, 64);
+      std::memcpy(&high, head_ + 32, 32);
+      const half_line scales[4] = {(low[0] & 15) | (high << 4 & 48), (low[1] & 15) | (high << 2 & 48),
+                                   (low[0] >> 4) | (high & 48), (low[1] >> 4) | (high >> 2 & 48)};
+      std::memcpy(values_, scales, 128);
+    }
   }
 
   // Sixteen columns: four steps. Lines ahead are asked for: with one token memory is what everything
@@ -122,14 +154,15 @@ class PackedBlock {
       out[2] |= field<0, 48>(h);
       out[3] |= field<2, 48>(h);
     }
-    if constexpr (F::Book::used)
-      for (int k = 0; k < 4; ++k) out[k] = look_up(out[k], F::Book::values);
+    if constexpr (F::levels::kTable)
+      for (int k = 0; k < 4; ++k) out[k] = F::levels::look(out[k]);
   }
 
   inline vi scale(int j, int part) const {
     const int at = j * 16 + part * kLanes;
     if constexpr (F::scales == SubScales::SixBits) return widen(values_ + at);
-    if constexpr (F::scales == SubScales::SixBitsSigned) return widen(values_ + at) - 32;
+    if constexpr (F::scales == SubScales::SixBitsSigned || F::scales == SubScales::EightSixBits)
+      return widen(values_ + at) - 32;
     if constexpr (F::scales == SubScales::Nibbles) return widen(record_ + at) & 15;
     if constexpr (F::scales == SubScales::OddNibbles) {
       const vi k = widen(record_ + j / 2 * 16 + part * kLanes) >> (j % 2 * 4) & 15;
@@ -156,7 +189,7 @@ class PackedBlock {
 
   inline vf d(int part) const {
     const vf d = vload_f16((const uint16_t*)head_ + part * kLanes);
-    return F::Book::unit == 1.0f ? d : d * F::Book::unit;
+    return F::levels::kUnit == 1.0f ? d : d * F::levels::kUnit;
   }
   inline vf dmin(int part) const { return vload_f16((const uint16_t*)head_ + 16 + part * kLanes); }
 

@@ -33,9 +33,18 @@ static inline void put_bits(const uint8_t* codes, uint8_t* out) {
 #endif
 }
 
+// `high` is where what belongs beside the block's scale goes.
 template <class F>
-static inline void put_scales(const Scales* s, uint8_t* out) {
+static inline void put_scales(const Scales* s, uint8_t* out, uint8_t* high) {
   uint8_t v[256];
+  if constexpr (F::scales == SubScales::EightSixBits) {
+    for (int j = 0; j < 8; ++j)
+      for (int r = 0; r < 16; ++r) v[j * 16 + r] = uint8_t(s[r].sub[j] + 32);
+    for (int i = 0; i < 64; ++i) out[i] = uint8_t((v[i] & 15) | v[64 + i] << 4);
+    for (int i = 0; i < 32; ++i)
+      high[i] = uint8_t(v[i] >> 4 | v[32 + i] >> 4 << 2 | v[64 + i] >> 4 << 4 | v[96 + i] >> 4 << 6);
+    return;
+  }
   if constexpr (F::scales == SubScales::Bytes || F::scales == SubScales::Nibbles) {
     for (int j = 0; j < 16; ++j)
       for (int r = 0; r < 16; ++r)
@@ -130,7 +139,7 @@ static void interleave(const uint8_t* const* rows, int n, int64_t columns, uint8
         put_half(head + 2 * r, scales[r][b].d);
         if constexpr (F::affine) put_half(head + 32 + 2 * r, scales[r][b].dmin);
       }
-      if constexpr (F::nested) put_scales<F>(scales[0], record);
+      if constexpr (F::nested) put_scales<F>(scales[0], record, head + 32);
       put_codes<F>(steps, record + F::scale_bytes);
     }
   }

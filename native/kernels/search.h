@@ -64,15 +64,24 @@ struct Sums {
   vf q, qq, xq;
 };
 
-// Codes q = rint(clamp((x - base) * inverse, LO, HI)) and their weighted sums. Where it is known that
-// nothing lies outside, CUT need not be.
-template <int N, int LO, int HI, bool WEIGHTED, bool NEED_Q, bool CUT = true>
+// Levels that are the integers LO..HI. Where it is known that nothing lies outside, CUT need not be.
+template <int LO, int HI>
+struct Even {
+  static constexpr float kInside = HI + 0.49f;  // no code of a smaller width is beyond the ends
+
+  template <bool CUT>
+  static inline vf nearest(vf t) {
+    return vrint(CUT ? vclamp(t, LO, HI) : t);
+  }
+};
+
+// Levels nearest to (x - base) * inverse, and their weighted sums.
+template <int N, class LEVELS, bool WEIGHTED, bool NEED_Q, bool CUT = true>
 static inline Sums sums(const float (*x)[kLanes], const float (*w)[kLanes], vf base, vf inverse) {
   Sums s = {splat(0), splat(0), splat(0)};
   for (int i = 0; i < N; ++i) {
     const vf xi = load(x[i]);
-    const vf t = (xi - base) * inverse;
-    const vf q = vrint(CUT ? vclamp(t, LO, HI) : t);
+    const vf q = LEVELS::template nearest<CUT>((xi - base) * inverse);
     if constexpr (WEIGHTED) {
       const vf wq = load(w[i]) * q;
       if constexpr (NEED_Q) s.q += wq;

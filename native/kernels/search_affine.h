@@ -142,7 +142,7 @@ struct AffineFit {
     const vf step = reciprocal_or_zero(hi - lo);
     Line best = {splat(0), lo, 2.0f * lo * sx - lo * lo * sw, splat(0)};
     const auto consider = [&](vf base, vf inverse) {
-      const Line c = solve(sums<N, 0, LEVELS, WEIGHTED, true>(x, w, base, inverse), sx, sw);
+      const Line c = solve(sums<N, Even<0, LEVELS>, WEIGHTED, true>(x, w, base, inverse), sx, sw);
       const vi better = c.gain > best.gain;
       best = {select(better, c.s, best.s), select(better, c.b, best.b),
               select(better, c.gain, best.gain), select(better, c.qq, best.qq)};
@@ -174,7 +174,7 @@ struct AffineFit {
       vf mc = first_mc;
       for (int round = 0; round < 2; ++round) {
         const vf base = -(dmin * mc);
-        const Sums m = sums<N, 0, LEVELS, WEIGHTED, true>(x, w, base, inverse);
+        const Sums m = sums<N, Even<0, LEVELS>, WEIGHTED, true>(x, w, base, inverse);
         const vf gain = gain_of(m, sx, sw, ds, base);
         const vi better = gain > best_gain;
         best_sc = select(better, sc, best_sc);

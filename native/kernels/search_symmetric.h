@@ -13,7 +13,7 @@ namespace kvant::KVANT_ISA {
 
 // With SETTLE the best scale is refined by alternation, neighbours of its integer are tried, and
 // REFITS times the block's scale is fitted to the integers; without, the nearest integer is taken.
-template <int N, int HALF, int SCALE_HALF, bool SETTLE, int REFITS, const float* WIDTHS,
+template <int N, class LEVELS, int SCALE_HALF, bool SETTLE, int REFITS, const float* WIDTHS,
           int NWIDTHS, bool WEIGHTED>
 struct SymmetricFit {
   static constexpr int kSubs = 256 / N;
@@ -46,8 +46,16 @@ struct SymmetricFit {
     }
   }
 
+  static float size(float x) { return bits_float(float_bits(x) & 0x7fffffffu); }
+
   // The exact scale of largest magnitude; of two, the first.
   static float longest(const float* v) {
+    if constexpr (kSubs < kLanes) {
+      const float* most = v;
+      for (int j = 1; j < kSubs; ++j)
+        if (size(v[j]) > size(*most)) most = v + j;
+      return *most;
+    }
     vf lo = load(v), hi = lo;
     for (int j = kLanes; j < kSubs; j += kLanes) {
       lo = vmin(lo, load(v + j));
@@ -127,7 +135,7 @@ struct SymmetricFit {
     vf best_s = splat(0), best_gain = splat(0), best_qq = splat(0);
     const auto consider = [&](vf inverse, auto cut) {
       constexpr bool kCut = decltype(cut)::value;
-      const Sums m = sums<N, -HALF, HALF - 1, WEIGHTED, false, kCut>(x, w, splat(0), inverse);
+      const Sums m = sums<N, LEVELS, WEIGHTED, false, kCut>(x, w, splat(0), inverse);
       const vi some = m.qq > 0.0f;
       const vf s = select(some, m.xq / select(some, m.qq, splat(1)), splat(0));
       const vf gain = s * m.xq;
@@ -138,7 +146,7 @@ struct SymmetricFit {
     };
     for (int c = 0; c < NWIDTHS; ++c) {
       // No code is beyond the width, give or take some rounding, so most need no cutting.
-      constexpr float kInside = HALF - 0.51f;
+      constexpr float kInside = LEVELS::kInside;
       if (WIDTHS[c] > -kInside && WIDTHS[c] < kInside) {
         consider(WIDTHS[c] * step, std::false_type());
       } else {
@@ -158,8 +166,7 @@ struct SymmetricFit {
     for (float delta : {0.0f, -1.0f, 1.0f}) {
       const vf sc = vclamp(nearest + delta, -SCALE_HALF, SCALE_HALF - 1);
       const vf ds = d * sc;
-      const Sums m = sums<N, -HALF, HALF - 1, WEIGHTED, false>(x, w, splat(0),
-                                                                reciprocal_or_zero(ds));
+      const Sums m = sums<N, LEVELS, WEIGHTED, false>(x, w, splat(0), reciprocal_or_zero(ds));
       const vf gain = ds * (2.0f * m.xq - ds * m.qq);
       const vi better = gain > best_gain;
       best_sc = select(better, sc, best_sc);
@@ -180,7 +187,8 @@ struct SymmetricFit {
 template <int HALF, int SCALE_HALF, bool SETTLE, int REFITS, const auto& WIDTHS>
 struct SymmetricGrid {
   template <bool WEIGHTED>
-  using Fit = SymmetricFit<16, HALF, SCALE_HALF, SETTLE, REFITS, WIDTHS, std::size(WIDTHS), WEIGHTED>;
+  using Fit = SymmetricFit<16, Even<-HALF, HALF - 1>, SCALE_HALF, SETTLE, REFITS, WIDTHS,
+                           std::size(WIDTHS), WEIGHTED>;
 
   static void fit(const float* x, const float* w, Scales* s, int64_t blocks) {
     fit_blocks<Fit>(x, w, s, blocks);

@@ -124,7 +124,7 @@ void row_kernels(Results& out) {
   rows.swiglu(x.data(), w.data(), y.data(), 300);
   out.push_back(y);
   std::vector<float> turned = x;
-  rows.rope(turned.data(), w.data(), w.data() + 50, 3, 100);
+  rows.rope(turned.data(), w.data(), w.data() + 50, 3, 100, 100);
   out.push_back(turned);
   float greatest;
   double sum;

@@ -21,8 +21,11 @@ __all__ = [
 BLOCK_PACKINGS: tuple[Packing, ...] = tuple(p for p in all_packings() if p.block > 1)
 K_PACKINGS = tuple(p for p in BLOCK_PACKINGS if p.name.endswith("_K"))
 LATTICE_PACKINGS = tuple(p for p in BLOCK_PACKINGS if isinstance(p, LatticePacking))
-SEARCHED_PACKINGS = (*K_PACKINGS, *LATTICE_PACKINGS)
-PLAIN_PACKINGS = tuple(p for p in BLOCK_PACKINGS if p.block == 32)
+PLAIN_PACKINGS = tuple(
+    p for p in BLOCK_PACKINGS if p.name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+)
+"""Those that ggml's formulas define: scales do not depend on importance."""
+SEARCHED_PACKINGS = tuple(p for p in BLOCK_PACKINGS if p not in PLAIN_PACKINGS)
 
 
 @contextmanager

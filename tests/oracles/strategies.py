@@ -95,6 +95,7 @@ _SUB_RANGES = {  # sub-blocks, least and most of their integer scales, most of t
     "Q4_K": (8, 0, 63, 63),
     "Q5_K": (8, 0, 63, 63),
     "Q6_K": (16, -128, 127, 0),
+    "IQ4_XS": (8, -32, 31, 0),
 }
 
 

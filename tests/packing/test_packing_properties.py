@@ -153,7 +153,7 @@ def test_error_of_a_formula_is_at_most_its_step(packing: Packing, data: st.DataO
 def test_a_search_beats_writing_zeros(packing: Packing, data: st.DataObject) -> None:
     x, w = data.draw(blocks_and_importance(packing.block))
     scales = native.fit(packing.name, x, w)
-    y = native.decode(packing.name, native.encode(packing.name, x, scales), scales)
+    y = native.decode(packing.name, native.encode(packing.name, x, scales, w), scales)
     weights = 1.0 if w is None else w.astype(np.float64)
     error = (weights * (y.astype(np.float64) - x) ** 2).sum(1)
     energy = (weights * x.astype(np.float64) ** 2).sum(1)
@@ -179,7 +179,9 @@ def test_names_sizes_and_classes() -> None:
         "IQ3_XXS": ("low", 3.0625),
         "Q3_K": ("low", 3.4375),
         "IQ3_S": ("low", 3.4375),
+        "IQ4_XS": ("low", 4.25),
         "Q4_0": ("low", 4.5),
+        "IQ4_NL": ("low", 4.5),
         "Q4_K": ("low", 4.5),
         "Q4_1": ("low", 5.0),
         "Q5_0": ("medium", 5.5),
@@ -198,7 +200,7 @@ def test_names_sizes_and_classes() -> None:
         assert known(packing.name)
         assert packing.good_for
         assert packing.block_layout
-    assert not known("IQ4_XS")
+    assert not known("Q8_K")
     with pytest.raises(UsageError, match="kvant knows IQ1_S"):
         get("Q9_K")
     assert SCALES.itemsize == 40

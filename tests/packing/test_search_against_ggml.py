@@ -1,4 +1,4 @@
-"""The scale search of the K-packings never leaves more error than ggml's, kind by kind.
+"""The scale searches never leaves more error than ggml's, kind by kind.
 
 The error is the sum of squared differences, weighted by column where importance is given: what a
 layer's output suffers if its inputs are independent with those second moments.

@@ -11,6 +11,8 @@ from kvant.packing.iq2_xs import IQ2_XS
 from kvant.packing.iq2_xxs import IQ2_XXS
 from kvant.packing.iq3_s import IQ3_S
 from kvant.packing.iq3_xxs import IQ3_XXS
+from kvant.packing.iq4_nl import IQ4_NL
+from kvant.packing.iq4_xs import IQ4_XS
 from kvant.packing.native import (
     BadWeight,
     convert_rows,
@@ -54,7 +56,9 @@ _PACKINGS: tuple[Packing, ...] = (
     IQ3_XXS(),
     Q3_K(),
     IQ3_S(),
+    IQ4_XS(),
     Q4_0(),
+    IQ4_NL(),
     Q4_K(),
     Q4_1(),
     Q5_0(),

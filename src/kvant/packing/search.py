@@ -34,7 +34,14 @@ import numpy as np
 from kvant.packing.half import to_half
 from kvant.packing.spec import Codes, Floats, Scales, empty_scales
 
-__all__ = ["AffineGrid", "SymmetricGrid", "codes_of", "reciprocal_or_zero"]
+__all__ = [
+    "AffineGrid",
+    "SymmetricGrid",
+    "SymmetricRun",
+    "codes_of",
+    "reciprocal_or_zero",
+    "scales_near",
+]
 
 _TINY = np.float32(1e-30)  # below this a scale is zero in half precision; its reciprocal overflows
 _ONE, _ZERO, _TWO = np.float32(1), np.float32(0), np.float32(2)
@@ -128,11 +135,15 @@ class _Search:
         self.x = x
         self.w = w
 
+    def nearest(self, t: Floats) -> Floats:
+        """The level nearest to ``t``, which is in steps of a scale: here an integer."""
+        return codes_of(t, _ZERO, _ONE, self.lo, self.hi)
+
     def sums(self, base: Floats, inverse: Floats) -> _Sums:
         zero = np.zeros(self.x.shape[1], np.float32)
         s = _Sums(zero.copy(), zero.copy(), zero.copy())
         for i, xi in enumerate(self.x):
-            q = codes_of(xi, base, inverse, self.lo, self.hi)
+            q = self.nearest((xi - base) * inverse)
             wq = q if self.w is None else self.w[i] * q
             s.q = s.q + wq
             s.qq = s.qq + wq * q
@@ -338,26 +349,30 @@ class SymmetricGrid:
 
     def fit(self, x: Floats, importance: Floats | None) -> Scales:
         """Scales for blocks ``x`` [blocks, 256]."""
-        blocks = len(x)
-        run = _SymmetricRun(self, _blocks_to_subs(x, self.n), _weights(importance, self.n))
+        blocks, subs = len(x), 256 // self.n
+        run = self.run(_blocks_to_subs(x, self.n), _weights(importance, self.n))
         s, qq = run.search()
         out = empty_scales(blocks)
         if not self.settled:
             most = np.float32(self.scale_half - 1)
-            out["d"] = scales_near(_longest(s.reshape(blocks, 16)) / most)
-            sc = run.integers(s, np.repeat(out["d"], 16))
-            out["sub"] = sc.astype(np.int8).reshape(blocks, 16)
+            out["d"] = scales_near(_longest(s.reshape(blocks, subs)) / most)
+            sc = run.integers(s, np.repeat(out["d"], subs))
+            out["sub"] = sc.astype(np.int8).reshape(blocks, subs)
             return out
-        d = self._first_scale(s.reshape(blocks, 16), qq.reshape(blocks, 16))
+        d = self._first_scale(s.reshape(blocks, subs), qq.reshape(blocks, subs))
         best = np.full(blocks, _WORST, np.float32)
         for round_ in range(self.refits + 1):
-            fit = run.settle(s, np.repeat(d, 16))
-            _keep_better(out, best, fit, d, np.zeros_like(d), 16)
+            fit = run.settle(s, np.repeat(d, subs))
+            _keep_better(out, best, fit, d, np.zeros_like(d), subs)
             if round_ < self.refits:
-                ss = _block_sum(fit.sc * fit.sc * fit.m.qq, 16)
-                sx = _block_sum(fit.sc * fit.m.xq, 16)
+                ss = _block_sum(fit.sc * fit.sc * fit.m.qq, subs)
+                sx = _block_sum(fit.sc * fit.m.xq, subs)
                 d = np.where(ss > 0, to_half(sx / np.where(ss > 0, ss, _ONE)), d)
         return out
+
+    def run(self, x: Floats, w: Floats | None) -> SymmetricRun:
+        """The search over sub-blocks ``x`` [n, subs]; ``w`` has the same shape."""
+        return SymmetricRun(self, x, w)
 
     def _first_scale(self, v: Floats, weight: Floats) -> Floats:
         """The longest exact scale becomes an integer near one end of the range or the other."""
@@ -379,13 +394,16 @@ class SymmetricGrid:
         return (ds[..., None] * q).reshape(codes.shape)
 
 
-class _SymmetricRun(_Search):
+class SymmetricRun(_Search):
+    """Sub-blocks and what is tried on them."""
+
     def __init__(self, spec: SymmetricGrid, x: Floats, w: Floats | None) -> None:
         super().__init__(x, w)
         self.spec = spec
         self.lo, self.hi = -spec.half, spec.half - 1
 
     def search(self) -> tuple[Floats, Floats]:
+        """The best scale of each sub-block, still exact, and its sum of squared levels."""
         step = reciprocal_or_zero(_longest(self.x.T))
         none = np.zeros_like(step)
         best_s, best, best_qq = none, none, none
@@ -407,6 +425,7 @@ class _SymmetricRun(_Search):
         return codes_of(s, _ZERO, reciprocal_or_zero(d), -half, half - 1)
 
     def settle(self, s: Floats, d: Floats) -> _Settled:
+        """The integer near ``s / d`` that leaves the least error."""
         lo, hi = np.float32(-self.spec.scale_half), np.float32(self.spec.scale_half - 1)
         nearest = self.integers(s, d)
         none = np.zeros_like(s)

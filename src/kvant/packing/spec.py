@@ -82,6 +82,8 @@ class Packing(ABC):
     fast: ClassVar[bool] = True
     """Whether the common runtimes run it, on common processors, about as fast as its bytes allow;
     searches for a budget use only those unless told otherwise."""
+    levels: ClassVar[tuple[int, ...] | None] = None
+    """What each code stands for, in steps of its scale, where that is not evenly spaced."""
     grid: ClassVar[Grid]
     """Not needed where a class has ``fit``, ``encode`` and ``decode`` of its own."""
 

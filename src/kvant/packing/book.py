@@ -78,6 +78,7 @@ class BookGrid(SymmetricGrid):
     book: Book = field(kw_only=True)
 
     def run(self, x: Floats, w: Floats | None) -> SymmetricRun:
+        """A search over the book's levels."""
         return _BookRun(self, x, w, self.book)
 
     def encode(self, x: Floats, scales: Scales) -> Codes:

@@ -1,4 +1,4 @@
-"""IQ4_XS: 4-bit codes of uneven levels, sub-blocks of 32 with signed 6-bit scales, blocks of 256."""
+"""IQ4_XS: 4-bit codes of uneven levels, sub-blocks of 32 with signed 6-bit scales, 256 a block."""
 
 from __future__ import annotations
 

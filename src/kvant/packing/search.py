@@ -58,7 +58,9 @@ def reciprocal_or_zero(s: Floats) -> Floats:
     return np.where(usable, _ONE / np.where(usable, s, _ONE), _ZERO)
 
 
-def codes_of(x: Floats, base: Floats | np.float32, inverse: Floats, lo: int, hi: int) -> Floats:
+def codes_of(
+    x: Floats, base: Floats | np.float32, inverse: Floats | np.float32, lo: int, hi: int
+) -> Floats:
     """rint(clamp((x - base) * inverse, lo, hi)), as float32."""
     t = (x - base) * inverse
     return np.rint(np.minimum(np.maximum(t, np.float32(lo)), np.float32(hi)))

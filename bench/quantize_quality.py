@@ -2,6 +2,8 @@
 
 python bench/quantize_quality.py --llama-cpp build           # the built-in model and its text
 python bench/quantize_quality.py --llama-cpp build --model FOLDER --text FILE
+python bench/quantize_quality.py --llama-cpp build --importance     # both with the same, by kvant
+python bench/quantize_quality.py --llama-cpp build --importance imatrix.gguf
 """
 
 from __future__ import annotations
@@ -24,13 +26,21 @@ def main() -> int:
     parser.add_argument("--model", default="demo", help="what to quantise (default: demo)")
     parser.add_argument("--text", metavar="FILE", help="UTF-8 text (default: the built-in one)")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), metavar="RECIPE")
+    parser.add_argument(
+        "--importance",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="give both this importance file; without FILE, one of the built-in calibration text",
+    )
     add_options(parser, rounds=None)
     arguments = parser.parse_args()
     peers = peer_binaries(arguments, "llama-quantize")
     if not peers:
         raise SystemExit("name llama.cpp's folder with --llama-cpp; bench/README.md says how")
     quantizer = next(iter(peers.values()))
-    report = Report("Divergence at each preset, without importance", machine())
+    how = "without" if arguments.importance is None else "with the same"
+    report = Report(f"Divergence at each preset, {how} importance", machine())
     report.head()
     with tempfile.TemporaryDirectory() as scratch:
         rows = _measure(arguments, quantizer, Path(scratch), report)
@@ -48,10 +58,11 @@ def _measure(
     base = folder / "base.gguf"
     child([*kvant_command(), "convert", arguments.model, "-o", base])
     files = []
+    ours_with, theirs_with = _importance(arguments, base)
     for recipe in arguments.recipes:
         ours, theirs = folder / f"kvant-{recipe}.gguf", folder / f"llama.cpp-{recipe}.gguf"
-        child([*kvant_command(), "quantize", base, recipe, "-o", ours])
-        child([quantizer, base, theirs, recipe])
+        child([*kvant_command(), "quantize", base, recipe, "-o", ours, *ours_with])
+        child([quantizer, *theirs_with, base, theirs, recipe])
         files += [ours, theirs]
     # In float32, so that the weights alone are judged and not the rounding of activations.
     results = evaluate(files, base, text=arguments.text, runner="reference")[1:]
@@ -86,6 +97,18 @@ def _measure(
             Bar(f"{recipe}: difference in standard errors", difference.value / difference.se, 2.0)
         )
     return rows
+
+
+def _importance(
+    arguments: argparse.Namespace, base: Path
+) -> tuple[list[str | Path], list[str | Path]]:
+    """The options that give kvant and llama-quantize the importance asked for."""
+    if arguments.importance is None:
+        return [], []
+    file = Path(arguments.importance or base.with_suffix(".importance"))
+    if not arguments.importance:
+        child([*kvant_command(), "calibrate", base, "-o", file])
+    return ["--importance", file], ["--imatrix", file]
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 // Row and attention kernels one by one, for tests and benchmarks. The engine goes another way.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
 #include <chrono>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <tuple>
 #include <vector>
@@ -64,16 +66,44 @@ void rms_norm(ConstFloats x, ConstFloats w, Floats y, int64_t groups, float eps)
   current_isa().rows->rms_norm(x.data(), w.data(), y.data(), width, groups, eps);
 }
 
+void layer_norm(ConstFloats x, ConstFloats w, std::optional<ConstFloats> b, Floats y, float eps) {
+  require(w.shape(0) == x.shape(0) && y.shape(0) == x.shape(0) && (!b || b->shape(0) == x.shape(0)),
+          "shapes");
+  current_isa().rows->layer_norm(x.data(), w.data(), b ? b->data() : nullptr, y.data(),
+                                 int64_t(x.shape(0)), eps);
+}
+
 void rope(FloatRows x, ConstFloats cos, ConstFloats sin) {
-  require(x.shape(1) % 2 == 0 && cos.shape(0) == x.shape(1) / 2 && sin.shape(0) == cos.shape(0),
-          "cos and sin have half the head's width");
+  require(2 * cos.shape(0) <= x.shape(1) && sin.shape(0) == cos.shape(0),
+          "cos and sin have at most half the head's width");
   current_isa().rows->rope(x.data(), cos.data(), sin.data(), int64_t(x.shape(0)),
-                           int64_t(x.shape(1)));
+                           int64_t(x.shape(1)), 2 * int64_t(cos.shape(0)));
 }
 
 void swiglu(ConstFloats gate, ConstFloats up, Floats y) {
   require(gate.shape(0) == up.shape(0) && up.shape(0) == y.shape(0), "shapes");
   current_isa().rows->swiglu(gate.data(), up.data(), y.data(), int64_t(y.shape(0)));
+}
+
+void geglu(ConstFloats gate, ConstFloats up, Floats y) {
+  require(gate.shape(0) == up.shape(0) && up.shape(0) == y.shape(0), "shapes");
+  current_isa().rows->geglu(gate.data(), up.data(), y.data(), int64_t(y.shape(0)));
+}
+
+void gelu(ConstFloats x, Floats y, bool tanh) {
+  require(x.shape(0) == y.shape(0), "shapes");
+  const RowKernels& rows = *current_isa().rows;
+  (tanh ? rows.gelu_tanh : rows.gelu_erf)(x.data(), y.data(), int64_t(y.shape(0)));
+}
+
+void scale(ConstFloats x, float factor, Floats y) {
+  require(x.shape(0) == y.shape(0), "shapes");
+  current_isa().rows->scale(x.data(), factor, y.data(), int64_t(y.shape(0)));
+}
+
+void soft_cap(ConstFloats x, float cap, Floats y) {
+  require(x.shape(0) == y.shape(0), "shapes");
+  current_isa().rows->soft_cap(x.data(), cap, y.data(), int64_t(y.shape(0)));
 }
 
 void add(Floats x, ConstFloats y) {
@@ -150,8 +180,11 @@ double time_rows(const std::string& name, int64_t n, int repeats) {
   const auto before = std::chrono::steady_clock::now();
   for (int r = 0; r < repeats; ++r) {
     if (name == "rms_norm") rows.rms_norm(x.data(), w.data(), y.data(), n, 1, 1e-5f);
-    else if (name == "rope") rows.rope(x.data(), w.data(), y.data(), 1, n);
+    else if (name == "layer_norm") rows.layer_norm(x.data(), w.data(), w.data(), y.data(), n, 1e-5f);
+    else if (name == "rope") rows.rope(x.data(), w.data(), y.data(), 1, n, n);
     else if (name == "swiglu") rows.swiglu(x.data(), w.data(), y.data(), n);
+    else if (name == "geglu") rows.geglu(x.data(), w.data(), y.data(), n);
+    else if (name == "gelu_erf") rows.gelu_erf(x.data(), y.data(), n);
     else if (name == "add") rows.add(x.data(), y.data(), n);
     else if (name == "log_sum_exp") rows.log_sum_exp(x.data(), n, &greatest, &sum);
     else throw std::invalid_argument("no such row kernel");
@@ -164,6 +197,12 @@ double time_rows(const std::string& name, int64_t n, int repeats) {
 void bind_rows(nb::module_& m) {
   m.def("rows_rms_norm", &rms_norm, "x"_a.noconvert(), "w"_a.noconvert(), "y"_a.noconvert(),
         "groups"_a, "eps"_a);
+  m.def("rows_layer_norm", &layer_norm, "x"_a.noconvert(), "w"_a.noconvert(),
+        "b"_a.noconvert().none(), "y"_a.noconvert(), "eps"_a);
+  m.def("rows_geglu", &geglu, "gate"_a.noconvert(), "up"_a.noconvert(), "y"_a.noconvert());
+  m.def("rows_gelu", &gelu, "x"_a.noconvert(), "y"_a.noconvert(), "tanh"_a);
+  m.def("rows_scale", &scale, "x"_a.noconvert(), "factor"_a, "y"_a.noconvert());
+  m.def("rows_soft_cap", &soft_cap, "x"_a.noconvert(), "cap"_a, "y"_a.noconvert());
   m.def("rows_rope", &rope, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert());
   m.def("rows_swiglu", &swiglu, "gate"_a.noconvert(), "up"_a.noconvert(), "y"_a.noconvert());
   m.def("rows_add", &add, "x"_a.noconvert(), "y"_a.noconvert());

@@ -1,4 +1,4 @@
-// Causal attention over a block cache, by the running softmax of FlashAttention (arXiv 2205.14135).
+// Attention over a block cache, by the running softmax of FlashAttention (arXiv 2205.14135).
 //
 // A tile of queries goes over the positions in chunks at fixed places. A chunk's keys and values
 // become floats once for the tile; scores and weighted values are then two small matrix products,
@@ -158,7 +158,7 @@ void step(const Attention& a, const Chunk& c, const Workspace& w, int64_t row, i
   const int64_t head_dim = a.shape.head_dim, padded = padded_dim(a.shape);
   const int64_t record = attention_record(a.shape);
   const int64_t first = a.first + row + i / a.group;
-  const int64_t last = a.first + row + (i + m - 1) / a.group;
+  const int64_t last = a.last_seen(row + (i + m - 1) / a.group);
   int64_t begin = c.begin - c.base;
   if (a.window > 0 && first - a.window + 1 - c.base > begin) begin = first - a.window + 1 - c.base;
   const int64_t end = (c.end < last + 1 ? c.end : last + 1) - c.base;
@@ -179,7 +179,7 @@ void step(const Attention& a, const Chunk& c, const Workspace& w, int64_t row, i
     const int64_t position = first + (i % a.group + k) / a.group;
     const int64_t low = a.window > 0 ? position - a.window + 1 - c.base : 0;
     factors[k] = weigh(w.weights + k * kChunk, w.part + (i + k) * record, low > begin ? low : begin,
-                       position + 1 - c.base, from, to, a.softcap);
+                       a.last_seen(position - a.first) + 1 - c.base, from, to, a.softcap);
   }
   float* out = w.part + i * record + kHeader;
   if (!straight)
@@ -195,7 +195,7 @@ void run_part(const Attention& a, int64_t row, int64_t rows, int64_t part, const
   const int64_t queries = rows * a.group;
   const int64_t start = a.window > 0 ? a.first + row - a.window + 1 : 0;
   const int64_t begin = start > part * kAttentionPart ? start : part * kAttentionPart;
-  const int64_t last = a.first + row + rows - 1, limit = (part + 1) * kAttentionPart;
+  const int64_t last = a.last_seen(row + rows - 1), limit = (part + 1) * kAttentionPart;
   const int64_t end = last + 1 < limit ? last + 1 : limit;
   const bool straight = straight_from_cache(a, queries);
   const int64_t tile = tile_queries(queries);
@@ -248,7 +248,7 @@ void attend(const Attention& a, float* out, int64_t out_stride, float* scratch) 
     Workspace w = cut(a, a.n < tile ? a.n : tile, scratch);
     load_queries(a, row, rows, w.q);
     float* total = w.part;
-    const int64_t end = attention_parts_end(a.first + row, rows);
+    const int64_t end = a.last_seen(row + rows - 1) / kAttentionPart + 1;
     for (int64_t p = attention_parts_begin(a.first + row, a.window); p < end; ++p) {
       run_part(a, row, rows, p, w);
       if (w.part == total) {

@@ -17,7 +17,7 @@ inline constexpr int64_t kAttentionPart = 1024;
 // Positions between two looks at a query's greatest score, at fixed places too.
 inline constexpr int64_t kAttentionChunk = 128;
 
-// What `attend` and friends are asked. Causal attention of `n` consecutive query rows of one
+// What `attend` and friends are asked. Attention, causal or not, of `n` consecutive query rows of one
 // sequence (positions first .. first + n - 1; their keys and values are already written) for the
 // `group` query heads of one kv head.
 struct Attention {
@@ -33,6 +33,10 @@ struct Attention {
   float scale;     // of the scores
   int64_t window;  // <= 0: none; else position p sees only those > p - window
   float softcap;   // 0: none; else a score s becomes softcap * tanh(s / softcap)
+  int64_t both = 0;  // > 0: not causal; every row sees the first so many positions
+
+  // The last position that row `r` sees.
+  int64_t last_seen(int64_t r) const { return both > 0 ? both - 1 : first + r; }
 };
 
 // Floats between two queries' records in a partial result: a header and the padded head.
@@ -77,12 +81,28 @@ struct RowKernels {
   // y may be x.
   void (*rms_norm)(const float* x, const float* w, float* y, int64_t width, int64_t groups,
                    float eps);
-  // x [heads][head_dim] in place, pairs (i, i + head_dim / 2); cos and sin [head_dim / 2].
-  void (*rope)(float* x, const float* cos, const float* sin, int64_t heads, int64_t head_dim);
+  // y = (x - mean(x)) / sqrt(var(x) + eps) * w + b; b may be null, y may be x.
+  void (*layer_norm)(const float* x, const float* w, const float* b, float* y, int64_t width,
+                     float eps);
+  // x [heads][head_dim] in place, pairs (i, i + turned / 2) of each head's first `turned` elements;
+  // cos and sin [turned / 2].
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t heads, int64_t head_dim,
+               int64_t turned);
   // y = gate / (1 + exp(-gate)) * up; y may be gate or up.
   void (*swiglu)(const float* gate, const float* up, float* y, int64_t n);
+  // y = gelu(x) by tanh, or by the error function; y may be x.
+  void (*gelu_tanh)(const float* x, float* y, int64_t n);
+  void (*gelu_erf)(const float* x, float* y, int64_t n);
+  // y = gelu(gate) * up by tanh; y may be gate or up.
+  void (*geglu)(const float* gate, const float* up, float* y, int64_t n);
   // x += y
   void (*add)(float* x, const float* y, int64_t n);
+  // x += share * y
+  void (*add_share)(float* x, const float* y, float share, int64_t n);
+  // y = factor * x; y may be x.
+  void (*scale)(const float* x, float factor, float* y, int64_t n);
+  // y = cap * tanh(x / cap); y may be x.
+  void (*soft_cap)(const float* x, float cap, float* y, int64_t n);
   // Store n tokens from position `first` on, kv heads [head_begin, head_end) of them. k and v have
   // rows of kv_heads * head_dim floats, strides in floats. Finite numbers beyond half's range
   // become its largest: one of them must not turn the rows that mask it into NaN.

@@ -42,8 +42,32 @@ void rms_norm(const float* x, const float* w, float* y, int64_t width, int64_t g
   }
 }
 
-void rope(float* x, const float* cos, const float* sin, int64_t heads, int64_t head_dim) {
-  const int64_t half = head_dim / 2;
+// y = f(x, ...) lane by lane; what is read behind the end of a row is zero, and not written.
+template <typename F, typename... X>
+void each(F f, float* y, int64_t n, const X*... x) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(y + i, f(load(x + i)...));
+  if (i < n) vstore_some(y + i, f(vload_some(x + i, n - i)...), n - i);
+}
+
+void layer_norm(const float* x, const float* w, const float* b, float* y, int64_t width,
+                float eps) {
+  vf sum = {};
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) sum += load(x + i);
+  if (i < width) sum += vload_some(x + i, width - i);
+  const vf mean = splat(vtotal(sum) / float(width));
+  each([=](vf v) { return v - mean; }, y, width, x);
+  const vf inverse = splat(1.0f / std::sqrt(sum_of_squares(y, width) / float(width) + eps));
+  if (b)
+    each([=](vf v, vf gain, vf shift) { return v * inverse * gain + shift; }, y, width, y, w, b);
+  else
+    each([=](vf v, vf gain) { return v * inverse * gain; }, y, width, y, w);
+}
+
+void rope(float* x, const float* cos, const float* sin, int64_t heads, int64_t head_dim,
+          int64_t turned) {
+  const int64_t half = turned / 2;
   for (int64_t h = 0; h < heads; ++h, x += head_dim) {
     int64_t i = 0;
     for (; i + kLanes <= half; i += kLanes) {
@@ -63,19 +87,62 @@ void rope(float* x, const float* cos, const float* sin, int64_t heads, int64_t h
 
 vf gated(vf gate, vf up) { return gate / (1.0f + vexp(-gate)) * up; }
 
-void swiglu(const float* gate, const float* up, float* y, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(y + i, gated(load(gate + i), load(up + i)));
-  if (i < n) {
-    const int64_t rest = n - i;
-    vstore_some(y + i, gated(vload_some(gate + i, rest), vload_some(up + i, rest)), rest);
-  }
+void swiglu(const float* gate, const float* up, float* y, int64_t n) { each(gated, y, n, gate, up); }
+
+// Beyond 10 the tanh is one; the cube of greater numbers would overflow.
+vf gelu(vf x) {
+  const vf z = vmin(splat(10.0f), vmax(splat(-10.0f), x));
+  const vf inner = 0.797884561f * (z + 0.044715f * z * z * z);
+  return 0.5f * x * (1.0f + vtanh(inner));
+}
+
+// The error function within 1.5e-7. Abramowitz and Stegun, Handbook of Mathematical Functions,
+// 7.1.26.
+vf verf(vf x) {
+  const vf size = (vf)((vi)x & 0x7fffffff);
+  const vi sign = (vi)x & (vi)splat(-0.0f);
+  const vf t = 1.0f / (1.0f + 0.3275911f * size);
+  vf p = splat(1.061405429f);
+  p = vfma(p, t, splat(-1.453152027f));
+  p = vfma(p, t, splat(1.421413741f));
+  p = vfma(p, t, splat(-0.284496736f));
+  p = vfma(p, t, splat(0.254829592f));
+  return (vf)((vi)(1.0f - p * t * vexp(-size * size)) | sign);
+}
+
+void gelu_tanh(const float* x, float* y, int64_t n) { each(gelu, y, n, x); }
+
+void gelu_erf(const float* x, float* y, int64_t n) {
+  each([](vf v) { return 0.5f * v * (1.0f + verf(v * 0.707106781f)); }, y, n, x);
+}
+
+void geglu(const float* gate, const float* up, float* y, int64_t n) {
+  each([](vf g, vf u) { return gelu(g) * u; }, y, n, gate, up);
+}
+
+void scale(const float* x, float factor, float* y, int64_t n) {
+  each([=](vf v) { return v * factor; }, y, n, x);
+}
+
+void soft_cap(const float* x, float cap, float* y, int64_t n) {
+  const vf inverse = splat(1.0f / cap);
+  each([=](vf v) { return vtanh(v * inverse) * cap; }, y, n, x);
 }
 
 void add(float* x, const float* y, int64_t n) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(x + i, load(x + i) + load(y + i));
   for (; i < n; ++i) x[i] += y[i];
+}
+
+void add_share(float* x, const float* y, float share, int64_t n) {
+  const vf s = splat(share);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(x + i, vfma(s, load(y + i), load(x + i)));
+  if (i < n) {
+    const int64_t rest = n - i;
+    vstore_some(x + i, vfma(s, vload_some(y + i, rest), vload_some(x + i, rest)), rest);
+  }
 }
 
 typedef double vd __attribute__((vector_size(kLanes * 8)));
@@ -103,7 +170,8 @@ void log_sum_exp(const float* x, int64_t n, float* greatest, double* sum) {
 
 }  // namespace
 
-extern const RowKernels kRows = {rms_norm, rope,        swiglu,       add,        kv_write,
-                                 attend,   attend_part, attend_merge, log_sum_exp};
+extern const RowKernels kRows = {
+    rms_norm,  layer_norm, rope,     swiglu,   gelu_tanh, gelu_erf,    geglu,        add,
+    add_share, scale,      soft_cap, kv_write, attend,    attend_part, attend_merge, log_sum_exp};
 
 }  // namespace kvant::KVANT_ISA

@@ -9,21 +9,10 @@
 namespace kvant {
 namespace {
 
-// Tokens that go through a panel without unpacking it first: unpacking in registers for each of four
-// tiles costs less than writing the codes out once.
-constexpr int64_t kDirect = 4 * kTile;
 // Rows of a query tile and tokens written by one piece of work: whole blocks of keys and values.
 constexpr int64_t kQueryRows = 64;
 
 }  // namespace
-
-// What all threads share in one step.
-struct Plan::Run {
-  const Request* request;
-  int64_t tokens;  // of the operations now running: of the batch, or of the rows wanted
-  std::vector<int32_t> positions;
-  std::atomic<bool> failed{false};
-};
 
 void Plan::positions(Run& run, int thread) {
   for (int64_t t = thread; t < run.request->count; t += pool_.size())
@@ -31,10 +20,29 @@ void Plan::positions(Run& run, int thread) {
       const size_t n = turns.frequencies.size();
       for (size_t i = 0; i < n; ++i) {
         const double angle = double(run.positions[size_t(t)]) * turns.frequencies[i];
-        turns.cos[size_t(t) * n + i] = float(std::cos(angle));
-        turns.sin[size_t(t) * n + i] = float(std::sin(angle));
+        turns.cos[size_t(t) * n + i] = float(std::cos(angle) * turns.magnitude);
+        turns.sin[size_t(t) * n + i] = float(std::sin(angle) * turns.magnitude);
       }
     }
+}
+
+// Row `t` of an operation's source, mapped to `y`, which may be the row itself.
+void Plan::map(const Op& op, int64_t t, float* y) {
+  const RowKernels& k = *isa_.rows;
+  const int64_t n = buffers_[size_t(op.src)].width;
+  const float* x = row(op.src, t);
+  const float* v = op.vector < 0 ? nullptr : vectors_[size_t(op.vector)].data();
+  const float* v2 = op.vector2 < 0 ? nullptr : vectors_[size_t(op.vector2)].data();
+  switch (op.map) {
+    case Map::Nothing: break;
+    case Map::RmsNorm: k.rms_norm(x, v, y, n, op.groups, op.number); break;
+    case Map::LayerNorm: k.layer_norm(x, v, v2, y, n, op.number); break;
+    case Map::SwiGlu: k.swiglu(x, row(op.src2, t), y, n); break;
+    case Map::GeGlu: k.geglu(x, row(op.src2, t), y, n); break;
+    case Map::GeluTanh: k.gelu_tanh(x, y, n); break;
+    case Map::GeluErf: k.gelu_erf(x, y, n); break;
+    case Map::Scale: k.scale(x, op.number, y, n); break;
+  }
 }
 
 void Plan::prepare(const Op& op, int index, Run& run, int thread, int64_t tokens) {
@@ -52,12 +60,9 @@ void Plan::prepare(const Op& op, int index, Run& run, int thread, int64_t tokens
     const float* rows[kTile];
     for (int i = 0; i < n; ++i) {
       const int64_t t = tile * kTile + i;
-      const float* x = row(op.src, t);
-      float* y = own.rows + i * row_stride;
-      if (op.before == Before::RmsNorm)
-        isa_.rows->rms_norm(x, vectors_[size_t(op.vector)].data(), y, op.columns, 1, op.eps);
-      if (op.before == Before::SwiGlu) isa_.rows->swiglu(x, row(op.src2, t), y, op.columns);
-      rows[i] = op.before == Before::Nothing ? x : y;
+      float* y = op.map == Map::Nothing ? row(op.src, t) : own.rows + i * row_stride;
+      map(op, t, y);
+      rows[i] = y;
       if (capture) std::memcpy(capture + t * op.columns, rows[i], size_t(op.columns) * 4);
     }
     for (int a = 0; a < kActs; ++a)
@@ -70,10 +75,8 @@ void Plan::prepare(const Op& op, int index, Run& run, int thread, int64_t tokens
 
 void Plan::multiply(const Op& op, Run& run, int thread, int64_t tokens, float* out,
                     int64_t out_stride) {
-  Thread& own = threads_[size_t(thread)];
   Tickets& tickets = tickets_[size_t(2 * (&op == &head_ ? int64_t(ops_.size()) : &op - ops_.data()) + 1)];
   const bool direct = tokens <= kDirect;
-  const int64_t tiles = (tokens + kTile - 1) / kTile;
   const int width = tile_width(tokens);
   // Pieces of work over all outputs: some panels each.
   struct Share {
@@ -93,59 +96,76 @@ void Plan::multiply(const Op& op, Run& run, int thread, int64_t tokens, float* o
     while (shares[i].first > piece) --i;
     const Output& o = op.outputs[i];
     const Weight& w = *weights_[size_t(o.weight)];
-    const PanelKernels& k = w.kernels();
     const int64_t begin = (piece - shares[i].first) * shares[i].panels;
-    const int64_t end = std::min(begin + shares[i].panels, w.panels());
-    const int64_t tile_bytes = act_layout(k.act, op.columns, width).bytes;
-    const uint8_t* tile = tiles_[size_t(k.act)]->data();
-    float* y = out ? out : row(o.dst, 0);
-    const int64_t stride = out ? out_stride : buffers_[size_t(o.dst)].stride;
-    const float* bias = o.bias < 0 ? nullptr : vectors_[size_t(o.bias)].data();
-    const uint8_t* from[64];
-    const int64_t unpacked = cache_lines(k.unpacked_bytes(op.columns));
-    const bool unpack = !direct && unpacked;
-    const bool streamed = !w.resident();
-    // Streamed panels share one scratch, so they are used one by one unless they are unpacked.
-    const int64_t batch = streamed && !unpack ? 1 : end - begin;
-    for (int64_t p0 = begin; p0 < end; p0 += batch) {
-      const int64_t p1 = std::min(p0 + batch, end);
-      for (int64_t p = p0; p < p1; ++p) {
-        const uint8_t* panel = w.panel(p, own.panel);
-        if (!panel) {
-          run.failed = true;
-          return;
-        }
-        if (unpack) {
-          k.unpack(panel, op.columns, own.unpacked + (p - p0) * unpacked);
-          panel = own.unpacked + (p - p0) * unpacked;
-        }
-        from[p - p0] = panel;
+    const Act act = w.kernels().act;
+    product({&w, tiles_[size_t(act)]->data(), act_layout(act, op.columns, width).bytes, width, tokens,
+             out ? out : row(o.dst, 0), out ? out_stride : buffers_[size_t(o.dst)].stride, 0,
+             o.bias < 0 ? nullptr : vectors_[size_t(o.bias)].data(), o.add, out != nullptr},
+            begin, std::min(begin + shares[i].panels, w.panels()), run, thread);
+    if (run.failed) return;
+  }
+}
+
+void Plan::product(const Product& x, int64_t begin, int64_t end, Run& run, int thread) {
+  Thread& own = threads_[size_t(thread)];
+  const Weight& w = *x.weight;
+  const PanelKernels& k = w.kernels();
+  const int64_t columns = w.columns(), tiles = (x.tokens + kTile - 1) / kTile;
+  const uint8_t* from[64];
+  const int64_t unpacked = cache_lines(k.unpacked_bytes(columns));
+  const bool unpack = x.tokens > kDirect && unpacked;
+  // Streamed panels share one scratch, so they are used one by one unless they are unpacked.
+  const int64_t batch = !w.resident() && !unpack ? 1 : end - begin;
+  for (int64_t p0 = begin; p0 < end; p0 += batch) {
+    const int64_t p1 = std::min(p0 + batch, end);
+    for (int64_t p = p0; p < p1; ++p) {
+      const uint8_t* panel = w.panel(p, own.panel);
+      if (!panel) {
+        run.failed = true;
+        return;
       }
-      const auto product = unpack ? k.multiply_unpacked : k.multiply;
-      const auto one = [&](int64_t p, int64_t t) {
-        const int n = int(std::min<int64_t>(kTile, tokens - t * kTile));
-        float* at = y + t * kTile * stride + p * kPanelRows;
-        const int64_t rows = std::min<int64_t>(kPanelRows, w.rows() - p * kPanelRows);
-        if (!bias && !o.add && (rows == kPanelRows || !out))
-          return product(from[p - p0], op.columns, tile + t * tile_bytes, width, n, at, stride);
-        product(from[p - p0], op.columns, tile + t * tile_bytes, width, n, own.spare, kPanelRows);
-        for (int j = 0; j < n; ++j) {
-          const float* x = own.spare + j * kPanelRows;
-          float* to = at + j * stride;
-          for (int64_t r = 0; r < rows; ++r) {
-            const float v = bias ? x[r] + bias[p * kPanelRows + r] : x[r];
-            to[r] = o.add ? to[r] + v : v;
-          }
-        }
-      };
-      // A panel meets all tiles while it is in the first-level cache; a tile, all unpacked panels.
-      if (unpack)
-        for (int64_t t = 0; t < tiles; ++t)
-          for (int64_t p = p0; p < p1; ++p) one(p, t);
-      else
-        for (int64_t p = p0; p < p1; ++p)
-          for (int64_t t = 0; t < tiles; ++t) one(p, t);
+      if (unpack) {
+        k.unpack(panel, columns, own.unpacked + (p - p0) * unpacked);
+        panel = own.unpacked + (p - p0) * unpacked;
+      }
+      from[p - p0] = panel;
     }
+    const auto multiply = unpack ? k.multiply_unpacked : k.multiply;
+    const auto one = [&](int64_t p, int64_t t) {
+      const int n = int(std::min<int64_t>(kTile, x.tokens - t * kTile));
+      const int64_t first = (p - x.base) * kPanelRows;
+      float* at = x.y + t * kTile * x.stride + first;
+      const int64_t rows = std::min<int64_t>(kPanelRows, w.matrix_rows() - first);
+      const uint8_t* tile = x.tiles + t * x.tile_bytes;
+      if (!x.bias && !x.add && (rows == kPanelRows || !x.exact))
+        return multiply(from[p - p0], columns, tile, x.width, n, at, x.stride);
+      multiply(from[p - p0], columns, tile, x.width, n, own.spare, kPanelRows);
+      for (int j = 0; j < n; ++j) {
+        const float* made = own.spare + j * kPanelRows;
+        float* to = at + j * x.stride;
+        for (int64_t r = 0; r < rows; ++r) {
+          const float v = x.bias ? made[r] + x.bias[first + r] : made[r];
+          to[r] = x.add ? to[r] + v : v;
+        }
+      }
+    };
+    // A panel meets all tiles while it is in the first-level cache; a tile, all unpacked panels.
+    if (unpack)
+      for (int64_t t = 0; t < tiles; ++t)
+        for (int64_t p = p0; p < p1; ++p) one(p, t);
+    else
+      for (int64_t p = p0; p < p1; ++p)
+        for (int64_t t = 0; t < tiles; ++t) one(p, t);
+  }
+}
+
+// What comes after the head: every thread takes its share of the rows.
+void Plan::finish_logits(float* logits, int64_t rows, int thread) const {
+  const int64_t n = vocabulary();
+  for (int64_t j = thread; j < rows; j += pool_.size()) {
+    float* x = logits + j * n;
+    if (head_.factor != 1) isa_.rows->scale(x, head_.factor, x, n);
+    if (head_.cap > 0) isa_.rows->soft_cap(x, head_.cap, x, n);
   }
 }
 
@@ -178,7 +198,7 @@ void Plan::attention(const Op& op, Run& run, int thread) {
     const Turns& turns = turns_[size_t(id)];
     const size_t n = turns.frequencies.size();
     isa_.rows->rope(x, turns.cos.data() + size_t(t) * n, turns.sin.data() + size_t(t) * n, heads,
-                    s.head_dim);
+                    s.head_dim, int64_t(2 * n));
   };
   for (int64_t piece = writes.take(1);; piece = writes.take(1)) {
     while (at < entries.size() && piece - base >= pieces(entries[at])) base += pieces(entries[at++]);
@@ -230,7 +250,8 @@ void Plan::attention(const Op& op, Run& run, int thread) {
                       group,
                       op.scale,
                       op.window,
-                      op.softcap};
+                      op.softcap,
+                      op.causal ? 0 : e.first + e.count};
     isa_.rows->attend(a, row(op.dst, t) + offset, out.stride, threads_[size_t(thread)].attention);
   }
   pool_.barrier();
@@ -252,18 +273,22 @@ void Plan::operate(const Op& op, int index, Run& run, int thread) {
       });
       break;
     }
-    case Op::Kind::Norm:
+    case Op::Kind::Positions: {
+      const FileRows& table = *tables_[size_t(op.table)];
+      std::vector<uint8_t> raw(size_t(table.row_bytes()));
       each([&](int64_t t) {
-        isa_.rows->rms_norm(row(op.src, t), vectors_[size_t(op.vector)].data(), row(op.dst, t),
-                            buffers_[size_t(op.src)].width, op.groups, op.eps);
+        const int64_t position = op.fixed < 0 ? run.positions[size_t(t)] : op.fixed;
+        if (!table.decode(position, raw.data(), row(op.dst, t))) run.failed = true;
       });
       break;
+    }
+    case Op::Kind::Map: each([&](int64_t t) { map(op, t, row(op.dst, t)); }); break;
     case Op::Kind::Rope:
       each([&](int64_t t) {
         const Turns& turns = turns_[size_t(op.table)];
         const size_t n = turns.frequencies.size();
         isa_.rows->rope(row(op.src, t), turns.cos.data() + size_t(t) * n,
-                        turns.sin.data() + size_t(t) * n, op.heads, op.head_dim);
+                        turns.sin.data() + size_t(t) * n, op.heads, op.head_dim, int64_t(2 * n));
       });
       break;
     case Op::Kind::Add:
@@ -274,14 +299,9 @@ void Plan::operate(const Op& op, int index, Run& run, int thread) {
         isa_.rows->add(row(op.dst, t), row(op.src2, t), width);
       });
       break;
-    case Op::Kind::SwiGlu:
-      each([&](int64_t t) {
-        isa_.rows->swiglu(row(op.src, t), row(op.src2, t), row(op.dst, t),
-                          buffers_[size_t(op.src)].width);
-      });
-      break;
     case Op::Kind::Linear: linear(op, index, run, thread, nullptr, 0); break;
     case Op::Kind::Attention: attention(op, run, thread); break;
+    case Op::Kind::Moe: moe(op, index, run, thread); break;
   }
 }
 
@@ -319,8 +339,10 @@ StepResult Plan::run(const Request& r) {
     }
     pool_.barrier();
     for (; i < ops_.size(); ++i) operate(ops_[i], int(i), run, thread);
-    if (r.logits && has_head_)
+    if (r.logits && has_head_) {
       linear(head_, int(ops_.size()), run, thread, r.logits, vocabulary());
+      finish_logits(r.logits, run.tokens, thread);
+    }
   });
   if (r.stream_out)
     for (int64_t t = 0; t < r.count; ++t)
@@ -354,6 +376,7 @@ StepResult Plan::head(const float* hidden, int64_t n, float* logits) {
     float* out = logits + done * vocabulary();
     pool_.run([&](int thread) {
       linear(head_, int(ops_.size()), run, thread, out, vocabulary());
+      finish_logits(out, count, thread);
     });
     if (run.failed) result.read_failed = true;
     for (int64_t j = 0; j < count && result.bad_row < 0; ++j)

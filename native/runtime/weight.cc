@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <new>
 #include <stdexcept>
 
@@ -63,22 +64,38 @@ Pages::~Pages() {
     munmap(base_, size_t(mapped_));
 }
 
-FileRows::FileRows(int fd, int64_t offset, int type, int64_t rows, int64_t columns)
-    : type_(type), offset_(offset), rows_(rows), columns_(columns) {
+FileRows::FileRows(std::vector<Part> parts, int type, int64_t rows, int64_t columns)
+    : parts_(std::move(parts)), type_(type), rows_(rows), columns_(columns) {
   const BlockShape s = block_shape(type);
-  if (s.elements == 0 || columns % s.elements || rows < 1 || columns < 1)
+  if (s.elements == 0 || columns % s.elements || rows < 1 || columns < 1 || parts_.empty() ||
+      rows % int64_t(parts_.size()))
     throw std::invalid_argument("rows do not fit their storage type");
-  fd_ = dup(fd);
-  if (fd_ < 0) throw std::runtime_error("the file's descriptor cannot be kept open");
   row_bytes_ = columns / s.elements * s.bytes;
+  std::map<int, int> kept;  // parts in one file share a descriptor
+  for (Part& part : parts_) {
+    const auto found = kept.try_emplace(part.fd, -1).first;
+    if (found->second < 0) {
+      found->second = dup(part.fd);
+      if (found->second < 0) {
+        for (int fd : own_) close(fd);
+        throw std::runtime_error("the file's descriptor cannot be kept open");
+      }
+      own_.push_back(found->second);
+    }
+    part.fd = found->second;
+  }
 }
 
-FileRows::~FileRows() { close(fd_); }
+FileRows::~FileRows() {
+  for (int fd : own_) close(fd);
+}
 
 bool FileRows::read(int64_t row, int64_t count, uint8_t* out) const {
-  int64_t left = count * row_bytes_, at = offset_ + row * row_bytes_;
+  const int64_t each = rows_ / int64_t(parts_.size());
+  const Part& part = parts_[size_t(row / each)];
+  int64_t left = count * row_bytes_, at = part.offset + row % each * row_bytes_;
   while (left > 0) {
-    const ssize_t n = pread(fd_, out, size_t(left), at);
+    const ssize_t n = pread(part.fd, out, size_t(left), at);
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return false;
     out += n;
@@ -104,15 +121,19 @@ const PanelKernels* panel_kernels_of(int type) {
 void Weight::find_kernels() {
   kernels_ = panel_kernels_of(type_);
   if (!kernels_) throw std::invalid_argument("the engine has no kernels for this storage type");
-  panels_ = (rows_ + kPanelRows - 1) / kPanelRows;
+  if (matrices_ < 1 || rows_ % matrices_)
+    throw std::invalid_argument("the matrices of a stack have as many rows each");
+  panels_ = (matrix_rows() + kPanelRows - 1) / kPanelRows * matrices_;
   panel_bytes_ = kernels_->panel_bytes(columns_);
 }
 
-Weight::Weight(std::shared_ptr<FileRows> source, std::vector<int32_t> order, bool resident)
+Weight::Weight(std::shared_ptr<FileRows> source, std::vector<int32_t> order, bool resident,
+               int64_t matrices)
     : source_(std::move(source)),
       order_(std::move(order)),
       resident_(resident),
       type_(source_->type()),
+      matrices_(matrices),
       rows_(source_->rows()),
       columns_(source_->columns()) {
   if (!order_.empty() && int64_t(order_.size()) != rows_)
@@ -122,24 +143,23 @@ Weight::Weight(std::shared_ptr<FileRows> source, std::vector<int32_t> order, boo
   find_kernels();
 }
 
-Weight::Weight(int type, int64_t rows, int64_t columns, const uint8_t* data)
-    : resident_(true), type_(type), rows_(rows), columns_(columns) {
+Weight::Weight(int type, int64_t rows, int64_t columns, const uint8_t* data, int64_t matrices)
+    : resident_(true), type_(type), matrices_(matrices), rows_(rows), columns_(columns) {
   find_kernels();
   pages_ = std::make_unique<Pages>(panels_ * panel_bytes_);
   const BlockShape s = block_shape(type);
   const int64_t row_bytes = columns / s.elements * s.bytes;
   for (int64_t p = 0; p < panels_; ++p) {
     const uint8_t* from[kPanelRows] = {};
-    int n = 0;
-    for (; n < kPanelRows && p * kPanelRows + n < rows; ++n)
-      from[n] = data + (p * kPanelRows + n) * row_bytes;
+    const int n = panel_rows(p);
+    for (int r = 0; r < n; ++r) from[r] = data + (first_row(p) + r) * row_bytes;
     kernels_->interleave(from, n, columns, pages_->data() + p * panel_bytes_);
   }
 }
 
 bool Weight::build(int64_t p, uint8_t* raw, uint8_t* panel) const {
-  const int64_t first = p * kPanelRows, row_bytes = source_->row_bytes();
-  const int n = int(rows_ - first < kPanelRows ? rows_ - first : kPanelRows);
+  const int64_t first = first_row(p), row_bytes = source_->row_bytes();
+  const int n = panel_rows(p);
   const uint8_t* rows[kPanelRows] = {};
   for (int r = 0; r < n; ++r) rows[r] = raw + r * row_bytes;
   if (order_.empty()) {

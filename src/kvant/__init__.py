@@ -20,6 +20,7 @@ from kvant.version import __version__
 
 if TYPE_CHECKING:
     from kvant.api.benchmark import BenchReport, benchmark
+    from kvant.api.calibration import CalibrationReport, calibrate
     from kvant.api.catalogue import Formats, formats
     from kvant.api.conversion import Artefact, convert, quantize
     from kvant.api.demonstration import DemoReport, demo
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kvant.api.measurement import evaluate
     from kvant.api.model import Model, load
     from kvant.api.verification import verify
+    from kvant.calibration.importance import Importance
     from kvant.engine.results import Completion, Piece
     from kvant.engine.sampling import Sampling
     from kvant.errors import KvantError
@@ -37,11 +39,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Artefact",
     "BenchReport",
+    "CalibrationReport",
     "Completion",
     "DemoReport",
     "EvalResult",
     "Formats",
     "Gate",
+    "Importance",
     "Inspection",
     "KvantError",
     "Model",
@@ -52,6 +56,7 @@ __all__ = [
     "Verification",
     "__version__",
     "benchmark",
+    "calibrate",
     "convert",
     "demo",
     "evaluate",
@@ -68,11 +73,13 @@ __all__ = [
 _HOME = {
     "Artefact": "kvant.api.conversion",
     "BenchReport": "kvant.api.benchmark",
+    "CalibrationReport": "kvant.api.calibration",
     "Completion": "kvant.engine.results",
     "DemoReport": "kvant.api.demonstration",
     "EvalResult": "kvant.evaluation",
     "Formats": "kvant.api.catalogue",
     "Gate": "kvant.evaluation",
+    "Importance": "kvant.calibration.importance",
     "Inspection": "kvant.api.inspection",
     "KvantError": "kvant.errors",
     "Model": "kvant.api.model",
@@ -82,6 +89,7 @@ _HOME = {
     "Sampling": "kvant.engine.sampling",
     "Verification": "kvant.export.gguf.verify",
     "benchmark": "kvant.api.benchmark",
+    "calibrate": "kvant.api.calibration",
     "convert": "kvant.api.conversion",
     "demo": "kvant.api.demonstration",
     "evaluate": "kvant.api.measurement",

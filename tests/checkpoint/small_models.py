@@ -10,10 +10,11 @@ import numpy as np
 
 from kvant.arch import find_hf
 from kvant.checkpoint import Checkpoint
-from kvant.checkpoint.names import hf_name
+from kvant.checkpoint.names import hf_parts
 from kvant.files.gguf import TensorSpec, Value, header_bytes, padded
 from kvant.files.safetensors import write_safetensors
 from kvant.packing import get, quantize
+from oracles.models import as_stored
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -44,7 +45,100 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-CONFIGS = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}
+QWEN3MOE = {
+    **QWEN3,
+    "num_experts_per_tok": 2,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_experts": 5,
+    "moe_intermediate_size": 48,
+    "norm_topk_prob": True,
+}
+MIXTRAL = {
+    **LLAMA,
+    "num_experts_per_tok": 2,
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": 4,
+}
+GPT2 = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "n_embd": 32,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 128,
+    "layer_norm_epsilon": 1e-5,
+    "vocab_size": 48,
+}
+MISTRAL = {
+    **LLAMA,
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "sliding_window": 20,
+}
+GEMMA2 = {
+    **LLAMA,
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "hidden_act": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 20,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+GEMMA3 = {
+    **GEMMA2,
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "sliding_window_pattern": 2,
+}
+PHI3 = {**LLAMA, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
+BERT = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "type_vocab_size": 2,
+    "vocab_size": 48,
+}
+CONFIGS = {
+    "bert": BERT,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "gpt2": GPT2,
+    "mistral": MISTRAL,
+    "olmo2": {**LLAMA, "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"},
+    "phi3": PHI3,
+    "smollm3": {
+        **LLAMA,
+        "architectures": ["SmolLM3ForCausalLM"],
+        "model_type": "smollm3",
+        "num_hidden_layers": 4,
+    },
+    "starcoder2": {
+        **{k: v for k, v in LLAMA.items() if k != "rms_norm_eps"},
+        "architectures": ["Starcoder2ForCausalLM"],
+        "model_type": "starcoder2",
+        "hidden_act": "gelu_pytorch_tanh",
+        "norm_epsilon": 1e-5,
+        "sliding_window": 20,
+    },
+    "llama": LLAMA,
+    "mixtral": MIXTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "qwen3moe": QWEN3MOE,
+}
 
 
 def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
@@ -57,7 +151,9 @@ def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
         values = rng.normal(0, 0.15, ref.shape)
         if ref.role.endswith("_norm"):
             values += 1
-        weights[hf_name(ref)] = values.astype(np.float32)
+        values = as_stored(ref, arch.name, values.astype(np.float32))
+        parts = values if len(ref.shape) == 3 else [values]
+        weights.update(zip(hf_parts(ref, arch.name), parts, strict=True))
     return weights
 
 
@@ -90,7 +186,7 @@ def write_gguf(
         if name in drop:
             continue
         rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]))
-        fits = values.ndim == 2 and values.shape[1] % get(packing).block == 0
+        fits = values.ndim >= 2 and values.shape[1] % get(packing).block == 0
         kind = packing if fits else "F32"
         specs.append(TensorSpec(name, get(kind).storage, values.shape))
         blobs.append(rows.tobytes() if kind == "F32" else quantize(kind, rows).tobytes())

@@ -11,8 +11,10 @@ import pytest
 
 from checkpoint.small_models import CONFIGS, LLAMA, QWEN2, random_weights, write_folder
 from kvant.checkpoint import StorageCount, open_checkpoint
+from kvant.checkpoint.names import hf_name
 from kvant.errors import DataError, FileFormatError, InputError, UnsupportedError
 from kvant.files.safetensors import write_safetensors
+from oracles.models import as_stored
 
 TIED = {**LLAMA, "tie_word_embeddings": True}
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -30,8 +32,11 @@ def test_weights_are_those_of_the_graph(tmp_path: Path, name: str) -> None:
     assert checkpoint.storage() == {
         "F32": StorageCount(len(weights), checkpoint.parameters, 4 * checkpoint.parameters)
     }
-    read = checkpoint.weights["blk.1.attn_q.weight"].read_f32()
-    np.testing.assert_array_equal(read, weights["model.layers.1.self_attn.q_proj.weight"])
+    norms = {"olmo2": "post_ffw_norm", "bert": "layer_output_norm"}
+    for role in ("attn_output", norms.get(name, "ffn_norm")):
+        ref = checkpoint.graph.weights[f"blk.1.{role}.weight"]
+        read = as_stored(ref, name, checkpoint.weights[ref.name].read_f32())
+        np.testing.assert_array_equal(read, weights[hf_name(ref, name)])
     assert checkpoint.tokenizer() is None
 
 

@@ -30,7 +30,9 @@ def test_help_and_version(spawn: Run) -> None:
     assert spawn("--version").out == f"kvant {kvant.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["demo", "formats", "inspect", "convert", "bench", "verify"])
+@pytest.mark.parametrize(
+    "command", ["demo", "formats", "inspect", "convert", "calibrate", "bench", "verify"]
+)
 def test_help_of_commands(run: Run, command: str) -> None:
     assert command in run("--help").out
     assert run(command, "--help").status == 0

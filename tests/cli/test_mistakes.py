@@ -35,6 +35,7 @@ def _mistake(run: Run, folder: Path, *arguments: object, status: int = 1) -> str
 COMMANDS = {
     "inspect": ("inspect", "SRC"),
     "convert": ("convert", "SRC"),
+    "calibrate": ("calibrate", "SRC"),
     "quantize": ("quantize", "SRC", "Q4_K_M"),
     "eval": ("eval", "SRC"),
     "bench": ("bench", "SRC"),

@@ -13,7 +13,24 @@ from kvant.checkpoint import Checkpoint, open_checkpoint
 from kvant.files.gguf import TensorSpec, header_bytes, padded
 from kvant.packing import convert_rows, get
 from kvant.reference import ReferenceModel
-from oracles.models import LLAMA, LLAMA3_ROPE, QWEN2, QWEN3, make_folder
+from oracles.models import (
+    GEMMA2,
+    GEMMA3,
+    GPT2,
+    LLAMA,
+    LLAMA3_ROPE,
+    MISTRAL,
+    MIXTRAL,
+    OLMO2,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    QWEN3MOE,
+    SMOLLM3,
+    STARCODER2,
+    longrope,
+    make_folder,
+)
 
 __all__ = [
     "MODELS",
@@ -44,10 +61,33 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": QWEN3,
     "qwen3-no-gqa": {**QWEN3, **_SMALL, "num_key_value_heads": 4, "head_dim": 48},
     # Nothing is a multiple of 16: rows of 40 and 104 columns, 291 and 40 rows, heads of 8.
+    "gpt2": GPT2,
+    "gpt2-untied": {**GPT2, "tie_word_embeddings": False, "n_embd": 64, "n_inner": 160},
+    "mistral": MISTRAL,
+    "mistral-no-window": {**MISTRAL, **_SMALL, "sliding_window": None, "head_dim": 32},
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "gemma3-capped": {**GEMMA3, **_SMALL, "head_dim": 32, "query_pre_attn_scalar": 32}
+    | {"final_logit_softcapping": 4.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "phi3": PHI3,
+    "phi3-long": {**PHI3, **_SMALL, "original_max_position_embeddings": 32, "sliding_window": 40}
+    | {"rope_scaling": longrope(16)},
+    "phi4-mini": {**PHI3, "partial_rotary_factor": 0.75, "rope_scaling": longrope(48)},
+    "olmo2": OLMO2,
+    "smollm3": SMOLLM3,
+    "starcoder2": STARCODER2,
+    "qwen3moe": QWEN3MOE,
+    "mixtral": MIXTRAL,
+    "one-expert": {**MIXTRAL, **_SMALL, "num_local_experts": 1, "num_experts_per_tok": 1},
+    "all-experts": {**MIXTRAL, **_SMALL, "num_local_experts": 3, "num_experts_per_tok": 3},
+    "many-experts": {**QWEN3MOE, **_SMALL, "num_experts": 40, "num_experts_per_tok": 8}
+    | {"moe_intermediate_size": 96},
     "odd": {**LLAMA, **_ODD, "num_key_value_heads": 1},
     "odd-biases": {**LLAMA, **_ODD, "num_key_value_heads": 5, "attention_bias": True},
     "odd-tied": {**QWEN3, **_ODD, "num_key_value_heads": 1, "head_dim": 8}
     | {"tie_word_embeddings": True},
+    "odd-experts": {**QWEN3MOE, **_ODD, "num_key_value_heads": 1, "head_dim": 8}
+    | {"moe_intermediate_size": 36},
 }
 """Every architecture, and each thing a config may turn on."""
 
@@ -82,12 +122,16 @@ def write_mixture(
     for name, values in sorted(arrays.items(), key=lambda item: item[1].ndim):
         rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]), np.float32)
         kind = "F32"
-        if values.ndim == 2:
+        if (
+            values.ndim >= 2
+            and not name.startswith("position_embd")
+            and ".ffn_gate_inp." not in name
+        ):
             if isinstance(packing, str):
                 kind = packing
             else:
                 kind = packing(name) if callable(packing) else packing.get(name, "F32")
-            if values.shape[1] % get(kind).block:
+            if values.shape[-1] % get(kind).block:
                 kind = "F32"
         packed = convert_rows("F32", kind, rows.view(np.uint8), rows.shape[1]).copy()
         change(name, packed)

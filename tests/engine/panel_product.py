@@ -31,7 +31,7 @@ def panel_product(
     plan = _core.Plan(threads, step)
     source, result = plan.add_buffer(columns), plan.add_buffer(len(packed))
     weight = _core.Weight.of_array(get(name).storage.id, columns, packed)
-    plan.linear(0, source, -1, 0, -1, 0.0, [(plan.add_weight(weight), -1, result, False)])
+    plan.linear(0, 0, source, -1, -1, -1, 0.0, [(plan.add_weight(weight), -1, result, False)])
     plan.finish(-(-count // _core.KV_BLOCK), source, result, 0)
     out = np.full((count, len(packed)), np.nan, np.float32)
     found = plan.step(

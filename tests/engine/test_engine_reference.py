@@ -56,10 +56,14 @@ def test_blocks_where_rows_allow(name: str, tmp_path: Path) -> None:
     assert divergence(reference(file), logits_of(file)) < MOST_DIVERGENCE
 
 
-@pytest.mark.parametrize("seed", range(6))
+FAMILIES = ("llama", "qwen2", "qwen3", "gpt2", "mistral", "gemma2", "gemma3", "phi3", "olmo2")
+FAMILIES += ("smollm3", "starcoder2")
+
+
+@pytest.mark.parametrize("seed", range(len(FAMILIES)))
 def test_any_mixture(seed: int, tmp_path: Path) -> None:
     """A packing drawn for every matrix: linears that share an input round it differently."""
-    name = ("llama", "qwen2", "qwen3")[seed % 3]
+    name = FAMILIES[seed]
     rng = np.random.default_rng(seed)
     file = write_mixture(
         tmp_path / "m.gguf", model(tmp_path, name), lambda _: PACKINGS[rng.integers(len(PACKINGS))]

@@ -36,10 +36,25 @@ MIXTURE = {
     "blk.1.attn_output.weight": "Q4_1",
 }
 
+EXPERTS = {
+    "blk.0.ffn_gate_exps.weight": "Q4_K",
+    "blk.0.ffn_up_exps.weight": "F16",
+    "blk.0.ffn_down_exps.weight": "Q4_0",
+    "blk.1.ffn_gate_exps.weight": "BF16",
+    "blk.1.ffn_up_exps.weight": "Q6_K",
+    "blk.1.ffn_down_exps.weight": "Q2_K",
+}
+
 #: name -> (model, packing, options)
 ENGINES = {
     "floats": ("odd-biases", None, {}),
     "mixture": ("llama", MIXTURE, {}),
+    "experts": ("many-experts", "Q8_0", {}),
+    "a mixture of experts": ("qwen3moe", EXPERTS, {}),
+    "windows and caps": ("gemma2", None, {}),
+    "two ropes": ("gemma3-capped", "Q8_0", {"kv_type": "q8_0"}),
+    "positions": ("gpt2", "Q4_K", {}),
+    "fused": ("phi3-long", "Q8_0", {}),
     "8-bit cache": ("qwen3", "Q4_0", {"kv_type": "q8_0"}),
 }
 

@@ -13,7 +13,7 @@ from kvant.checkpoint import Checkpoint
 from kvant.engine import Engine, load_engine
 from kvant.errors import CacheFullError, ContextError, UsageError
 from kvant.graph.ir import WeightRef
-from kvant.graph.ops import Linear, run
+from kvant.graph.ops import Linear, output_head, run
 from kvant.packing import get, quantize
 from kvant.reference.interpret import Interpreter
 
@@ -22,6 +22,8 @@ TEXTS = [np.random.default_rng(n).integers(0, 280, n) for n in LENGTHS]
 STACKED = np.concatenate(TEXTS)
 
 NAMES = ("llama", "biases", "qwen2-tied", "qwen3", "odd-biases", "one-layer")
+#: What else there is between linears: norms behind them, fused ones, other gates, windows.
+NAMES += ("gpt2", "gemma2", "gemma3", "phi4-mini", "olmo2", "smollm3", "starcoder2", "mistral")
 
 
 @pytest.fixture(scope="module", params=[*NAMES, "quantised"])
@@ -46,7 +48,7 @@ def by_layers(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The stream after the last layer, and all inputs, of `TEXTS`."""
     sequences = [(engine.sequence(), n) for n in LENGTHS]
-    x = engine.embed(STACKED)
+    x = engine.embed(STACKED, LENGTHS)
     inputs: dict[str, np.ndarray] = {}
     for layer in range(engine.layers):
         last = layer == engine.layers - 1
@@ -59,20 +61,34 @@ def by_layers(
     return x, inputs
 
 
+def judge_of(source: Checkpoint) -> Interpreter:
+    def weight(ref: WeightRef) -> np.ndarray:
+        return source.weights[ref.name].read_f32()
+
+    return Interpreter(weight, lambda ref, ids: weight(ref)[ids])
+
+
 def final_norm(loaded: tuple[Checkpoint, Engine], stream: np.ndarray) -> np.ndarray:
     source, _ = loaded
-    eps = source.config.rms_norm_eps
-    gains = source.weights["output_norm.weight"].read_f32()
-    x = stream.astype(np.float64)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * gains
+    norm = source.graph.producer(output_head(source.graph)[0].inputs[0])
+    assert norm is not None
+    found: np.ndarray = norm.op.accept(judge_of(source), [stream])
+    return found
 
 
 def test_embed(loaded: tuple[Checkpoint, Engine]) -> None:
     source, engine = loaded
-    table = source.weights["token_embd.weight"].read_f32()
-    assert np.array_equal(engine.embed(STACKED), table[STACKED])
-    long = np.arange(engine.step_tokens * 2 + 5) % 280
-    assert np.array_equal(engine.embed(long), table[long])
+    first = next(n.inputs[0] for n in source.graph.nodes if n.layer == 0)
+
+    def expected(tokens: np.ndarray) -> np.ndarray:
+        return run(source.graph, judge_of(source), tokens[None], until=first)[0]
+
+    want = np.concatenate([expected(text) for text in TEXTS])
+    np.testing.assert_allclose(engine.embed(STACKED, LENGTHS), want, rtol=1e-6)
+    long = np.arange(engine.context if "gpt2" in str(source.path) else 3 * 512 + 5) % 280
+    np.testing.assert_allclose(engine.embed(long), expected(long), rtol=1e-6)
+    with pytest.raises(UsageError, match="add up"):
+        engine.embed(STACKED, LENGTHS[:2])
 
 
 def test_layers_one_by_one_are_a_step(loaded: tuple[Checkpoint, Engine]) -> None:
@@ -107,12 +123,7 @@ def test_a_layer_in_any_chunks_and_again(engine: Engine) -> None:
 def test_captures_are_what_numpy_computes(loaded: tuple[Checkpoint, Engine]) -> None:
     source, engine = loaded
     _, inputs = by_layers(engine, capture=True)
-    graph = source.graph
-
-    def weight(ref: WeightRef) -> np.ndarray:
-        return source.weights[ref.name].read_f32()
-
-    judge = Interpreter(weight, lambda ref, ids: weight(ref)[ids])
+    graph, judge = source.graph, judge_of(source)
     linears = [n for n in graph.nodes if isinstance(n.op, Linear) and n.layer is not None]
     assert set(inputs) == {n.op.weight.name for n in linears if isinstance(n.op, Linear)}
     quantised = any(w.stored.type.name == "Q4_K" for w in source.weights.values())
@@ -132,13 +143,15 @@ def test_capturing_changes_nothing(engine: Engine) -> None:
     assert np.array_equal(by_layers(engine, capture=True)[0], by_layers(engine)[0])
 
 
-def test_linears_and_what_they_share(engine: Engine) -> None:
+def test_linears_and_what_they_share(loaded: tuple[Checkpoint, Engine]) -> None:
+    source, engine = loaded
     for layer in range(engine.layers):
-        names = [f"blk.{layer}.{n}.weight" for n in ("attn_q", "attn_k", "attn_v")]
-        ffn = [f"blk.{layer}.{n}.weight" for n in ("ffn_gate", "ffn_up")]
-        single = [[f"blk.{layer}.{n}.weight"] for n in ("attn_output", "ffn_down")]
+        expected: dict[int, list[str]] = {}
+        for node in source.graph.nodes:
+            if isinstance(node.op, Linear) and node.layer == layer:
+                expected.setdefault(node.inputs[0].id, []).append(node.op.weight.name)
         groups = engine.shared_inputs(layer)
-        assert sorted(map(sorted, groups)) == sorted(map(sorted, [names, ffn, *single]))
+        assert sorted(map(sorted, groups)) == sorted(map(sorted, expected.values()))
         assert sorted(engine.linears(layer)) == sorted(n for group in groups for n in group)
 
 
@@ -152,7 +165,7 @@ def test_replaced_weights(loaded: tuple[Checkpoint, Engine]) -> None:
     source, engine = loaded
     before = logits_of(engine)
     memory = engine.memory
-    names = [n for n in engine.linears(0) if "attn_q" in n or "ffn_down" in n]
+    names = [n for n in engine.linears(0) if "attn_q" in n or "ffn_down" in n]  # also fused
     others, expected = {}, {}
     for i, name in enumerate(names):
         w = source.weights[name].read_f32()

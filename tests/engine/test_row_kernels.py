@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -44,6 +45,34 @@ def test_rms_norm(isa: str, width: int, groups: int) -> None:
     assert np.array_equal(x, y)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("width", [2048, 896, 24, 7, 1280, 1])
+def test_layer_norm(isa: str, width: int, bias: bool) -> None:
+    rng = np.random.default_rng(width)
+    # A mean that is large beside the deviation: the variance must not be a difference of sums.
+    x = (rng.standard_normal(width) + 9).astype(np.float32)
+    w, b = rng.standard_normal((2, width)).astype(np.float32)
+    y = np.empty_like(x)
+    _core.rows_layer_norm(x, w, b if bias else None, y, 1e-5)
+    wide = x.astype(np.float64)
+    want = (wide - wide.mean()) / np.sqrt(wide.var() + 1e-5) * w + (b if bias else 0)
+    np.testing.assert_allclose(y, want, rtol=2e-5, atol=2e-5)
+    _core.rows_layer_norm(x, w, b if bias else None, x, 1e-5)
+    assert np.array_equal(x, y)
+
+
+def test_a_part_of_a_head_is_turned(isa: str) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 96)).astype(np.float32)
+    angle = np.random.default_rng(1).uniform(0, 6, 36)
+    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    part = np.ascontiguousarray(x[:, :72])
+    rest = x[:, 72:].copy()
+    _core.rows_rope(x, cos, sin)
+    _core.rows_rope(part, cos, sin)
+    assert np.array_equal(x[:, :72], part)
+    assert np.array_equal(x[:, 72:], rest)
+
+
 @pytest.mark.parametrize("head_dim", [2, 8, 80, 96, 128])
 def test_rope(isa: str, head_dim: int) -> None:
     rng = np.random.default_rng(head_dim)
@@ -76,6 +105,47 @@ def test_swiglu_at_the_ends_of_the_range(isa: str) -> None:
     assert np.isnan(y[-1])
     np.testing.assert_allclose(y[2:-1], [0, 0, 0, 90, 200, 1e30], atol=1e-30)
     assert np.all(np.abs(y[:2]) < 1e-7)
+
+
+def _gelu(x: F32, tanh: bool) -> F64:
+    wide = x.astype(np.float64)
+    if tanh:
+        return 0.5 * wide * (1 + np.tanh((2 / np.pi) ** 0.5 * (wide + 0.044715 * wide**3)))
+    return np.array([0.5 * v * math.erfc(-v * 0.5**0.5) for v in wide.tolist()])
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 4864 + 3])
+def test_gelu(isa: str, n: int) -> None:
+    rng = np.random.default_rng(n)
+    x, up = (rng.standard_normal((2, n)) * 3).astype(np.float32)
+    y = np.empty_like(x)
+    for tanh in (True, False):
+        _core.rows_gelu(x, y, tanh)
+        np.testing.assert_allclose(y, _gelu(x, tanh), rtol=2e-6, atol=6e-7)
+    _core.rows_geglu(x, up, y)
+    np.testing.assert_allclose(y, _gelu(x, True) * up, rtol=2e-6, atol=4e-6)
+    both = x.copy()
+    _core.rows_geglu(both, up, both)
+    assert np.array_equal(both, y)
+
+
+def test_gelu_at_the_ends_of_the_range(isa: str) -> None:
+    x = np.array([-1e30, -200, -12, -0.0, 0.0, 12, 200, 1e30, np.nan], np.float32)
+    y = np.empty_like(x)
+    for tanh in (True, False):
+        _core.rows_gelu(x, y, tanh)
+        assert np.isnan(y[-1])
+        np.testing.assert_allclose(y[:-1], [0, 0, 0, 0, 0, 12, 200, 1e30], atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 33, 4096])
+def test_scale_and_soft_cap(isa: str, n: int) -> None:
+    x = (np.random.default_rng(n).standard_normal(n) * 60).astype(np.float32)
+    y = np.empty_like(x)
+    _core.rows_scale(x, 0.22, y)
+    assert np.array_equal(y, x * np.float32(0.22))
+    _core.rows_soft_cap(x, 30.0, y)
+    np.testing.assert_allclose(y, np.tanh(x.astype(np.float64) / 30) * 30, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 31, 1000, 128256])

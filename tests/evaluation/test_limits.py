@@ -12,7 +12,7 @@ from kvant.api.conversion import quantize
 from kvant.checkpoint import open_checkpoint
 from kvant.evaluation.energy import EnergyMeter
 from kvant.evaluation.limits import BUFFER_BYTES, Limits, MachineLimits, Work
-from oracles.models import LLAMA, make_folder
+from oracles.models import LLAMA, QWEN3MOE, make_folder
 
 SECONDS = 0.02
 
@@ -80,6 +80,18 @@ def test_a_shared_output_matrix_is_read_once(tmp_path: Path) -> None:
     assert work.layers == {"int8": layers}
     assert work.output == {"int8": 384 * 256}
     assert work.weight_bytes == (layers + 384 * 256) * 34 // 32 + 4 * 5 * 256
+
+
+def test_of_experts_only_those_a_token_uses(tmp_path: Path) -> None:
+    work = Work.of(open_checkpoint(make_folder(tmp_path / "m", QWEN3MOE, dtype="BF16")), 0.0)
+    attention, expert = 256 * 256 * 2 + 256 * 128 * 2, 3 * 256 * 256
+    assert work.layers == {"bf16": 2 * (attention + 2 * expert), "float": 2 * 6 * 256}
+    assert work.expert_bytes == 2 * 2 * 6 * expert
+    limits = Limits(1e6, {"bf16": 1e12, "float": 1e12})
+    read = [batch / work.generation(limits, batch, 0).rate * 1e6 for batch in (1, 2, 1000)]
+    rest = 2 * (2 * attention + 384 * 256 + 5 * 256 + 4 * 64) + 2 * 2 * 6 * 256
+    for bytes_read, share in zip(read, (1 / 3, 5 / 9, 1), strict=True):
+        assert bytes_read == pytest.approx(rest + share * work.expert_bytes)
 
 
 def test_limits_of_prompts_and_generation() -> None:

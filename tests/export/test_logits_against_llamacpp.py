@@ -22,7 +22,15 @@ import kvant
 from kvant.checkpoint import open_checkpoint
 from kvant.reference import ReferenceModel
 from oracles.llama import Llama
-from oracles.models import LLAMA, LLAMA3_ROPE, QWEN2, QWEN3, make_folder
+from oracles.models import (
+    LLAMA,
+    LLAMA3_ROPE,
+    MIXTRAL,
+    QWEN2,
+    QWEN3,
+    QWEN3MOE,
+    make_folder,
+)
 
 pytestmark = pytest.mark.parity
 
@@ -37,6 +45,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": QWEN2,
     "qwen2-tied": {**QWEN2, **SMALL, "tie_word_embeddings": True},
     "qwen3": QWEN3,
+    "qwen3moe": QWEN3MOE,
+    "mixtral": {**MIXTRAL, "num_local_experts": 8},
     "qwen3-no-gqa": {**QWEN3, **SMALL, "num_key_value_heads": 4, "head_dim": 48},
 }
 ODD = {
@@ -56,6 +66,7 @@ ODD = {
         "head_dim": 32,
     },
 }
+EXPERTS = ("qwen3moe", "mixtral")
 TOKENS = np.random.default_rng(3).integers(0, 280, 64).tolist()
 
 Logits = npt.NDArray[Any]
@@ -106,6 +117,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[P
 QUANTISED = [("llama-gqa", r) for r in ("Q2_K", "Q3_K_L", "Q4_0", "Q4_1", "Q4_K_M", "Q5_K_M")]
 QUANTISED += [("llama-gqa", r) for r in ("Q5_0", "Q5_1", "Q6_K", "Q8_0")]
 QUANTISED += [(name, r) for name in ("qwen2", "qwen3") for r in ("Q4_K_M", "Q3_K_M")]
+QUANTISED += [(name, r) for name in EXPERTS for r in ("Q2_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q8_0")]
 QUANTISED += [(name, r) for name in ODD for r in ("Q2_K", "Q4_K_M", "Q5_K_S", "Q6_K")]
 
 
@@ -120,7 +132,9 @@ def test_quantised(
     folder, original = sources(name)
     (path,) = kvant.quantize(folder, recipe, tmp_path / "model.gguf").paths
     expected = reference(path)
-    assert mean_divergence(expected, llama.logits(path, TOKENS)) < 1e-3
+    # Where two experts are nearly equal, its rounding of activations may prefer the other one.
+    bound = 1e-2 if name in EXPERTS else 1e-3
+    assert mean_divergence(expected, llama.logits(path, TOKENS)) < bound
     # Quantised as told: further from the source than rounding, not further than the level allows.
     worst = {"2": 0.6, "3": 0.2, "4": 0.1}.get(recipe[1], 0.03)
     assert 0 < mean_divergence(original, expected) < worst

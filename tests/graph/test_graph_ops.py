@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def _all_folds() -> list[type[Fold[object]]]:
 
 def test_every_op_has_a_handler_in_the_fold_and_every_fold_has_them_all() -> None:
     names = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", op.__name__).lower() for op in _all_ops()}
-    names = {name.replace("swi_glu", "swiglu") for name in names}
+    names = {name.replace("_glu", "glu") for name in names}
     assert names == set(Fold.__abstractmethods__)
     assert _all_folds(), "the reference interpreter is one"
     for fold in _all_folds():
@@ -117,10 +118,20 @@ def test_rotary_weights_are_those_that_feed_a_rope() -> None:
         (lambda g, x: g.rope(x, heads=3, theta=1e4), "3 parts"),
         (lambda g, x: g.rope(x, heads=8, theta=1e4), "2 parts"),
         (lambda g, x: g.rope(x, heads=2, theta=1e4, factors=(1.0,)), "2 frequency factors"),
+        (lambda g, x: g.rope(x, heads=2, theta=1e4, turned=6), "6 of 4"),
+        (lambda g, x: g.split(x, 4, 3), "add up to 8"),
+        (lambda g, x: g.geglu(x, g.linear(x, "up", 4)), "differ"),
         (lambda g, x: g.attention(x, x, x, heads=2, kv_heads=1), "1 x 4"),
         (lambda g, x: g.attention(x, x, x, heads=2, kv_heads=2), "belongs into a layer"),
         (lambda g, x: g.attention(x, x, x, heads=2, kv_heads=3), "3 parts"),
         (lambda g, x: g.linear(x, "token_embd", 11), "declared with shape"),
+        (lambda g, x: g.moe(x, experts=4, used=5, inner=8), "5 of 4 experts"),
+        (lambda g, x: g.row("token_types", 2, 8, index=2), "no row 2 of 2"),
+        (
+            lambda g, x: g.attention(x, x, x, heads=2, kv_heads=2, window=3, causal=False),
+            "belongs into a layer",
+        ),
+        (lambda g, x: g.moe(x, experts=4, used=0, inner=8), "0 of 4 experts"),
         (lambda g, x: Graph().add(x, x), "another graph"),
     ],
 )
@@ -132,8 +143,13 @@ def test_shape_rules(mistake: object, message: str) -> None:
 
 
 def test_rope_frequencies() -> None:
-    rope = Rope(heads=1, head_dim=4, theta=100.0, linear=2.0, factors=(1.0, 5.0))
-    np.testing.assert_allclose(rope.frequencies, [0.5, 0.01])
+    rope = Rope(heads=1, head_dim=4, theta=100.0, linear=2.0, factors=(1.0, 5.0), turned=4)
+    np.testing.assert_allclose(rope.frequencies(99), [0.5, 0.01])
+    long = replace(rope, long_factors=(5.0, 10.0), original=8)
+    np.testing.assert_allclose(long.frequencies(8), [0.5, 0.01])
+    np.testing.assert_allclose(long.frequencies(9), [0.1, 0.005])
+    part = replace(rope, head_dim=16)
+    np.testing.assert_allclose(part.frequencies(1), rope.frequencies(1))
 
 
 class _Counting(Fold[int]):
@@ -142,10 +158,16 @@ class _Counting(Fold[int]):
     def embedding(self, op: ops.Embedding, tokens: int) -> int:
         return tokens + 1
 
+    def positions(self, op: ops.Positions, tokens: int) -> int:
+        return tokens + 1
+
     def linear(self, op: ops.Linear, x: int) -> int:
         return x + 1
 
     def rms_norm(self, op: ops.RmsNorm, x: int) -> int:
+        return x + 1
+
+    def layer_norm(self, op: ops.LayerNorm, x: int) -> int:
         return x + 1
 
     def rope(self, op: ops.Rope, x: int) -> int:
@@ -156,6 +178,27 @@ class _Counting(Fold[int]):
 
     def swiglu(self, op: ops.SwiGlu, gate: int, up: int) -> int:
         return gate + up + 1
+
+    def geglu(self, op: ops.GeGlu, gate: int, up: int) -> int:
+        return gate + up + 1
+
+    def gelu(self, op: ops.Gelu, x: int) -> int:
+        return x + 1
+
+    def scale(self, op: ops.Scale, x: int) -> int:
+        return x + 1
+
+    def soft_cap(self, op: ops.SoftCap, x: int) -> int:
+        return x + 1
+
+    def slice(self, op: ops.Slice, x: int) -> int:
+        return x + 1
+
+    def moe(self, op: ops.Moe, x: int) -> int:
+        return x + 1
+
+    def row(self, op: ops.Row, tokens: int) -> int:
+        return tokens + 1
 
     def add(self, op: ops.Add, left: int, right: int) -> int:
         return left + right + 1
@@ -184,9 +227,9 @@ def test_show_writes_equal_layers_once() -> None:
         "layers 0-1, each:",
         "  %1 = rmsnorm(x) attn_norm.weight [8] eps=1e-05 groups=1 -> 8",
         "  %2 = linear(%1) attn_q.weight [8, 8] attn_q.bias [8] -> 8",
-        "  %3 = rope(%2) heads=2 head_dim=4 theta=10000 linear=1 -> 8",
+        "  %3 = rope(%2) heads=2 head_dim=4 theta=10000 linear=1 turned=4 -> 8",
         "  %4 = linear(%1) attn_k.weight [4, 8] -> 4",
-        "  %5 = rope(%4) heads=1 head_dim=4 theta=10000 linear=1 -> 4",
+        "  %5 = rope(%4) heads=1 head_dim=4 theta=10000 linear=1 turned=4 -> 4",
         "  %6 = linear(%1) attn_v.weight [4, 8] -> 4",
         "  %7 = attention(%3, %5, %6) heads=2 scale=0.5 kv=1x4 -> 8",
         "  %8 = add(x, %7) -> 8",

@@ -130,6 +130,35 @@ class LlamaModel:
             self._lib.llama_batch_free(batch)
             self._lib.llama_free(context)
 
+    def embedding(self, tokens: Sequence[int], *, threads: int = 2) -> npt.NDArray[np.float32]:
+        """The pooled states of one sequence, as the file says how, not normalised: float32 [n]."""
+        count = len(tokens)
+        params = _ContextParams.from_buffer_copy(self._context_defaults)
+        word = params.word
+        word[params.N_CTX] = word[params.N_BATCH] = word[params.N_UBATCH] = max(64, count)
+        word[params.N_THREADS] = word[params.N_THREADS_BATCH] = threads
+        word[params.FLASH_ATTENTION] = 0
+        context = self._lib.llama_init_from_model(self._model, params)
+        if not context:
+            raise AssertionError("llama.cpp makes no context for the model")
+        batch = self._lib.llama_batch_init(count, 0, 1)
+        try:
+            self._lib.llama_set_embeddings(context, True)
+            batch.n_tokens = count
+            for i, token in enumerate(tokens):
+                batch.token[i], batch.pos[i], batch.logits[i] = int(token), i, 1
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            if status := self._lib.llama_decode(context, batch):
+                raise AssertionError(f"llama_decode gives {status}")
+            row = self._lib.llama_get_embeddings_seq(context, 0)
+            if not row:
+                raise AssertionError("llama.cpp pools nothing")
+            width = int(self._lib.llama_model_n_embd(self._model))
+            return np.ctypeslib.as_array(row, (width,)).copy()
+        finally:
+            self._lib.llama_batch_free(batch)
+            self._lib.llama_free(context)
+
 
 class Llama:
     """llama.cpp in this process."""
@@ -197,6 +226,9 @@ def _declare(lib: ctypes.CDLL) -> None:
         "llama_batch_free": (None, [_Batch]),
         "llama_decode": (number, [pointer, _Batch]),
         "llama_get_logits": (ctypes.POINTER(ctypes.c_float), [pointer]),
+        "llama_get_embeddings_seq": (ctypes.POINTER(ctypes.c_float), [pointer, number]),
+        "llama_set_embeddings": (None, [pointer, flag]),
+        "llama_model_n_embd": (number, [pointer]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(lib, name)

@@ -1,7 +1,7 @@
 """llama-quantize's choice of tensor types: the tool itself where it is built, and its rules retold.
 
 The rules are those of ``src/llama-quant.cpp`` (``llama_tensor_get_type_impl``,
-``tensor_type_fallback``) for dense llama and qwen models without an importance matrix, written
+``tensor_type_fallback``) for llama and qwen models without an importance matrix, written
 down as tables a reader can lay beside the C++. `tool_types` asks the tool, so that a test can show
 that retelling and tool agree; no wheel brings that tool, so it is looked for in the folder named by
 ``KVANT_LLAMA_BIN`` and on the path.
@@ -53,6 +53,7 @@ class Facts:
     layers: int
     gqa: int
     tied: bool
+    experts: int = 0
 
     @property
     def is_70b(self) -> bool:
@@ -65,7 +66,7 @@ class Facts:
 def expected_type(file_type: str, name: str, shape: tuple[int, ...], facts: Facts) -> str:
     """The type of a tensor of row-major ``shape`` whose source is F32 in vectors."""
     default = FILE_TYPES[file_type][1]
-    if len(shape) < 2:
+    if len(shape) < 2 or "ffn_gate_inp.weight" in name or name == "position_embd.weight":
         return "F32"
     if _BLOCK[default] == 1:
         return default
@@ -96,7 +97,12 @@ def _standard(file_type: str, default: str, name: str, row: int, facts: Facts) -
         return default if default == "Q8_0" else "Q6_K"
     layer = re.match(r"blk\.(\d+)\.", name)
     i, n = int(layer[1]) if layer else 0, facts.layers
-    if "attn_v.weight" in name:
+    if facts.experts == 8 and ("attn_v.weight" in name or "attn_k.weight" in name):
+        return "Q8_0"
+    if facts.experts == 8 and "attn_output.weight" in name:
+        lifted = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M")
+        return "Q5_K" if file_type in lifted else default
+    if "attn_v.weight" in name or "attn_qkv.weight" in name:
         kind = _attn_v(file_type, default, i, facts)
         return "Q5_K" if facts.is_70b and kind in ("Q3_K", "Q4_K") else kind
     if "attn_output.weight" in name:

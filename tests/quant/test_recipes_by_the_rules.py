@@ -12,10 +12,25 @@ from kvant.arch import find_hf
 from kvant.checkpoint import Checkpoint, open_checkpoint
 from kvant.export.gguf.plan import plan_export
 from kvant.files.gguf import TensorSpec, header_bytes
+from kvant.graph.ir import WeightRef
 from kvant.packing.types import BY_NAME
 from kvant.quant.presets import PRESETS
 from oracles.llama_quantize import FILE_TYPES, Facts, expected_type, find_tool, tool_types
-from oracles.models import LLAMA, QWEN2, QWEN3
+from oracles.models import (
+    GEMMA2,
+    GEMMA3,
+    GPT2,
+    LLAMA,
+    MISTRAL,
+    MIXTRAL,
+    OLMO2,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    QWEN3MOE,
+    SMOLLM3,
+    STARCODER2,
+)
 
 TINY = {"hidden_size": 256, "intermediate_size": 256, "vocab_size": 256}
 
@@ -44,7 +59,28 @@ MODELS: dict[str, dict[str, Any]] = {
     "rows-80-tied": _model(QWEN2, 3, 5, 1, hidden_size=80, head_dim=16, tie_word_embeddings=True),
     "ffn-288": _model(QWEN3, 9, 4, 1, intermediate_size=288),
     "ffn-250": _model(QWEN3, 9, 4, 1, intermediate_size=250),
+    "gpt2-12-layers": {**GPT2, "n_layer": 12, "n_head": 8, "vocab_size": 256},
+    "phi3-32-layers": _model(PHI3, 32, 8, 8),
+    "phi3-8-layers-gqa4": _model(PHI3, 8, 8, 2),
+    "gemma2-9-layers": _model(GEMMA2, 9, 8, 4, query_pre_attn_scalar=32),
+    "gemma3-8-layers-gqa4": _model(GEMMA3, 8, 8, 2, query_pre_attn_scalar=32),
+    "olmo2-16-layers": _model(OLMO2, 16, 8, 8),
+    "smollm3-12-layers": _model(SMOLLM3, 12, 8, 2),
+    "starcoder2-10-layers": _model(STARCODER2, 10, 8, 2),
+    "mistral-32-layers": _model(MISTRAL, 32, 8, 2),
+    "8-experts": _model(MIXTRAL, 8, 8, 2, num_local_experts=8),
+    "8-experts-80-layers": _model(MIXTRAL, 80, 8, 1, num_local_experts=8),
+    "4-experts": _model(MIXTRAL, 9, 8, 2, num_local_experts=4),
+    "qwen3moe": _model(QWEN3MOE, 17, 8, 2, num_experts=16),
+    "qwen3moe-8-experts-ffn-288": _model(
+        QWEN3MOE, 9, 8, 2, num_experts=8, moe_intermediate_size=288
+    ),
 }
+
+
+def _is_half(ref: WeightRef) -> bool:
+    """As converters write it: norms, biases, routers and positions stay in single precision."""
+    return len(ref.shape) > 1 and ref.role not in ("ffn_gate_inp", "position_embd")
 
 
 def _header_only(path: Path, config: dict[str, Any]) -> Checkpoint:
@@ -54,7 +90,7 @@ def _header_only(path: Path, config: dict[str, Any]) -> Checkpoint:
         config = {key: value for key, value in config.items() if key != "head_dim"}
     parsed, _ = arch.from_hf(config, "config.json")
     specs = [
-        TensorSpec(ref.name, BY_NAME["F16" if len(ref.shape) > 1 else "F32"], ref.shape)
+        TensorSpec(ref.name, BY_NAME["F16" if _is_half(ref) else "F32"], ref.shape)
         for ref in arch.trace(parsed).weights.values()
     ]
     header, offsets = header_bytes(arch.to_gguf(parsed), specs)
@@ -67,9 +103,11 @@ def _header_only(path: Path, config: dict[str, Any]) -> Checkpoint:
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Checkpoint, Facts]:
     config = MODELS[request.param]
     checkpoint = _header_only(tmp_path / "model.gguf", config)
-    gqa = config["num_attention_heads"] // config["num_key_value_heads"]
-    tied = bool(config["tie_word_embeddings"])
-    return checkpoint, Facts(config["model_type"], config["num_hidden_layers"], gqa, tied)
+    gqa = config.get("num_attention_heads", 1) // config.get("num_key_value_heads", 1)
+    tied = bool(config.get("tie_word_embeddings", True))
+    experts = config.get("num_experts") or config.get("num_local_experts") or 0
+    arch = checkpoint.architecture.gguf_name
+    return checkpoint, Facts(arch, checkpoint.config.num_hidden_layers, gqa, tied, experts)
 
 
 def _ours(checkpoint: Checkpoint, name: str) -> dict[str, str]:

@@ -5,6 +5,7 @@
     catalogue.py       formats: every packing and recipe
     inspection.py      inspect: what a model is, and the size of every recipe
     conversion.py      convert, quantize: a checkpoint becomes a GGUF file
+    calibration.py     calibrate: how much each input of a linear matters
     measurement.py     evaluate: perplexity and divergence
     benchmark.py       benchmark: speed and memory, beside the limits of the machine
     model.py           load, Model: text, chat, embeddings (sampling_defaults.py)

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvant.api.source import Source, open_source, threads_or_default
+from kvant.calibration.belongs import belonging
+from kvant.calibration.imatrix import read_importance
+from kvant.calibration.importance import Importance
 from kvant.checkpoint import Checkpoint
 from kvant.errors import OutputError, UsageError
-from kvant.export.gguf.plan import Plan, PlannedTensor, model_metadata, plan_export
+from kvant.export.gguf.plan import SEARCHED, Plan, PlannedTensor, model_metadata, plan_export
 from kvant.export.gguf.stream import Progress
 from kvant.export.gguf.write import write_plan
 from kvant.quant.presets import preset
@@ -117,6 +120,7 @@ def quantize(
     *,
     threads: int | None = None,
     tensors: Sequence[str] = (),
+    importance: Source | Importance | None = None,
     split_size: int | None = None,
     pre_tokenizer: str | None = None,
     force: bool = False,
@@ -132,6 +136,8 @@ def quantize(
             current folder.
         threads: processors to use; the bytes do not depend on it.
         tensors: ``REGEX=PACKING`` texts that go before the recipe.
+        importance: how much each input of a linear matters, as `calibrate` gives it, or a file of
+            it (llama.cpp's imatrix files too): scales are chosen for the least weighted error.
         split_size: bytes a file may hold before the next one is begun.
         pre_tokenizer: llama.cpp's name for the pre-tokenizer, where it cannot be determined.
         force: replace an existing file.
@@ -140,12 +146,14 @@ def quantize(
 
     Raises:
         UsageError: no such recipe; an override or size that does not suit the model.
-        InputError: the source is damaged, not supported, or holds NaN or infinity.
+        InputError: the source is damaged, not supported, or holds NaN or infinity; the importance
+            is of another model, or its file damaged.
         OutputError: the output exists or cannot be written. Nothing is left behind.
     """
     chosen = preset(recipe) if isinstance(recipe, str) else recipe
+    checkpoint = open_source(source)
     return _export(
-        open_source(source),
+        checkpoint,
         chosen,
         output,
         tensors,
@@ -155,6 +163,7 @@ def quantize(
         force,
         dry_run,
         progress,
+        None if importance is None else importance_of(importance, checkpoint),
     )
 
 
@@ -169,17 +178,55 @@ def _export(
     force: bool,
     dry_run: bool,
     progress: Progress | None,
+    importance: Importance | None = None,
 ) -> Artefact:
     model = model_metadata(checkpoint, pre_tokenizer=pre_tokenizer)
-    plan = plan_export(checkpoint, recipe, overrides=overrides, split_size=split_size, model=model)
+    plan = plan_export(
+        checkpoint,
+        recipe,
+        overrides=overrides,
+        split_size=split_size,
+        model=model,
+        importance=importance,
+    )
     path = _output_path(checkpoint, recipe, output)
     names = plan.file_names(path.name)
+    weighed = () if importance is None else _importance_notes(plan)
     if dry_run:
-        return _artefact(plan, tuple(path.with_name(n) for n in names), None)
+        return _artefact(plan, tuple(path.with_name(n) for n in names), None, weighed)
     written = write_plan(
         plan, path, threads=threads_or_default(threads), force=force, progress=progress
     )
-    return _artefact(plan, written.paths, written.seconds)
+    return _artefact(plan, written.paths, written.seconds, weighed)
+
+
+def importance_of(importance: Source | Importance, checkpoint: Checkpoint) -> Importance:
+    """Importance of this model, from a file or as it was collected.
+
+    Raises:
+        InputError: it is of another model; or the file is damaged or cannot be read.
+    """
+    found = importance if isinstance(importance, Importance) else read_importance(importance)
+    return belonging(found, checkpoint)
+
+
+def _importance_notes(plan: Plan) -> tuple[str, ...]:
+    """Quantised matrices that the importance makes no difference to."""
+    matrices = [t for t in plan.tensors if t.assignment.slot.is_matrix]
+    quantised = [t for t in matrices if t.assignment.packing not in _FLOAT_TYPES]
+    notes = []
+    formulas = [t for t in quantised if t.assignment.packing not in SEARCHED]
+    if formulas:
+        kinds = ", ".join(sorted({t.assignment.packing for t in formulas}))
+        notes.append(
+            f"{len(formulas)} tensors are {kinds}, which follows a formula: the importance changes "
+            "nothing there."
+        )
+    unknown = [t.name for t in quantised if t.importance is None and t not in formulas]
+    if unknown:
+        listed = ", ".join(unknown[:4]) + (" …" if len(unknown) > 4 else "")
+        notes.append(f"Without importance, so all columns count alike: {listed}.")
+    return tuple(notes)
 
 
 def _output_path(checkpoint: Checkpoint, recipe: Recipe, output: Source | None) -> Path:
@@ -197,7 +244,9 @@ def _output_path(checkpoint: Checkpoint, recipe: Recipe, output: Source | None) 
     return path
 
 
-def _artefact(plan: Plan, paths: tuple[Path, ...], seconds: float | None) -> Artefact:
+def _artefact(
+    plan: Plan, paths: tuple[Path, ...], seconds: float | None, notes: tuple[str, ...] = ()
+) -> Artefact:
     return Artefact(
         paths=paths,
         recipe=plan.recipe.name,
@@ -215,7 +264,7 @@ def _artefact(plan: Plan, paths: tuple[Path, ...], seconds: float | None) -> Art
             )
             for t in plan.tensors
         ),
-        notes=_notes(plan),
+        notes=_notes(plan) + notes,
         seconds=seconds,
     )
 

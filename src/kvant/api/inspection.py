@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from kvant.api.source import Source, open_source, resolve
-from kvant.arch import DecoderConfig
+from kvant.arch import ModelConfig
 from kvant.checkpoint import Checkpoint, ModelInfo, StorageCount, count_storage
 from kvant.checkpoint.info import info_from_folder, info_from_gguf
 from kvant.errors import UnsupportedError
@@ -188,7 +188,7 @@ def _sizes(checkpoint: Checkpoint, pre_tokenizer: str | None) -> tuple[RecipeSiz
     return tuple(sizes)
 
 
-def _config(config: DecoderConfig) -> dict[str, object]:
+def _config(config: ModelConfig) -> dict[str, object]:
     values: dict[str, object] = {}
     for field in fields(config):
         value = getattr(config, field.name)

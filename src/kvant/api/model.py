@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from kvant._core import KV_BLOCK
 from kvant.api.sampling_defaults import default_sampling
 from kvant.api.source import Source, open_source, threads_or_default, tokenizer_of
-from kvant.checkpoint import Checkpoint
+from kvant.checkpoint import Checkpoint, Pooling
+from kvant.checkpoint.pooling import POOLING_TYPES
 from kvant.engine import Engine, load_engine
 from kvant.engine.generate import (
     BATCH,
@@ -230,14 +232,14 @@ class Model:
     # ---- embeddings --------------------------------------------------------------------------
 
     def embed(
-        self, texts: Sequence[str], *, pooling: Literal["mean", "last"] = "mean"
+        self, texts: Sequence[str], *, pooling: Pooling | None = None
     ) -> npt.NDArray[np.float32]:
         """Vectors of texts: final hidden states, pooled, of length one.
 
         Args:
             texts: any number.
-            pooling: ``mean`` of all tokens, or the ``last`` token's, as models want that were
-                trained so.
+            pooling: ``mean`` of all tokens, the first one's (``cls``), or the ``last`` one's; by
+                default what the model was trained with, where it says so, else the mean.
 
         Returns:
             float32 [len(texts), hidden size]. The dot product of two is their cosine similarity.
@@ -246,15 +248,15 @@ class Model:
             ContextError: a text has more tokens than the context.
             UsageError: a text is empty, or the pooling unknown.
         """
-        if pooling not in ("mean", "last"):
-            raise UsageError(f"pooling should be 'mean' or 'last', got {pooling!r}.")
+        pooling = pooling or self.checkpoint.pooling or "mean"
+        if pooling not in POOLING_TYPES:
+            raise UsageError(f"pooling should be 'mean', 'cls' or 'last', got {pooling!r}.")
         if isinstance(texts, str):
             raise UsageError("embed takes a list of texts, got one text. Write embed([text]).")
         ids = [self._encode(text) for text in texts]
         for tokens in ids:
             check_length(tokens, self.context + 1)
-        groups = (ids[i : i + BATCH] for i in range(0, len(ids), BATCH))
-        pooled = [row for group in groups for row in self._pool(group, pooling)]
+        pooled = [row for group in self._groups(ids) for row in self._pool(group, pooling)]
         if not pooled:
             return np.zeros((0, self.checkpoint.config.hidden_size), np.float32)
         rows = np.stack(pooled)
@@ -264,7 +266,10 @@ class Model:
 
     def _pool(self, group: Sequence[Sequence[int]], pooling: str) -> list[npt.NDArray[np.float64]]:
         engine = self._running()
+        if engine.encodes:
+            return self._pool_whole(group, pooling)
         sums = [np.zeros(self.checkpoint.config.hidden_size) for _ in group]
+        begun = [False] * len(group)
         sequences = [engine.sequence() for _ in group]
         pending = [list(tokens) for tokens in group]
         try:
@@ -278,12 +283,49 @@ class Model:
                     row += len(tokens)
                     if not tokens:
                         continue
-                    sums[i] = sums[i] + rows.sum(0, np.float64) if pooling == "mean" else rows[-1]
+                    if pooling == "mean":
+                        sums[i] = sums[i] + rows.sum(0, np.float64)
+                    elif pooling == "last" or not begun[i]:
+                        sums[i] = np.asarray(rows[-1 if pooling == "last" else 0], np.float64)
+                    begun[i] = True
                     del pending[i][: len(tokens)]
         finally:
             for sequence in sequences:
                 sequence.free()
         return [np.asarray(total, np.float64) for total in sums]
+
+    def _pool_whole(
+        self, group: Sequence[Sequence[int]], pooling: str
+    ) -> list[npt.NDArray[np.float64]]:
+        """As `_pool`, of an encoder, which reads whole texts."""
+        engine = self._running()
+        work = [(engine.sequence(), tokens) for tokens in group]
+        try:
+            hidden = engine.step(work, logits="hidden")
+        finally:
+            for sequence, _ in work:
+                sequence.free()
+        ends = np.cumsum([len(tokens) for tokens in group])
+        place = {"cls": 0, "last": -1}
+        return [
+            np.asarray(rows[place[pooling]] if pooling in place else rows.mean(0, np.float64))
+            for rows in np.split(hidden, ends[:-1])
+        ]
+
+    def _groups(self, ids: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+        """Texts that the cache holds together, some at a time."""
+        room = self._running().kv.count
+        group: list[list[int]] = []
+        blocks = 0
+        for tokens in ids:
+            more = -(-len(tokens) // KV_BLOCK)
+            if group and (len(group) == BATCH or blocks + more > room):
+                yield group
+                group, blocks = [], 0
+            group.append(tokens)
+            blocks += more
+        if group:
+            yield group
 
     # ---- life --------------------------------------------------------------------------------
 

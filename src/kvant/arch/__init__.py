@@ -1,13 +1,18 @@
 """Architectures: one small file each, found by its name.
 
-A file ``x.py`` here is the architecture ``x``: its ``model_type`` in config.json and its
-``general.architecture`` in GGUF. It defines
+A file ``x.py`` here is the architecture ``x``. It defines
 
-- ``Config``, a ``DecoderConfig`` with the fields it reads;
+- ``Config``, a ``ModelConfig`` with the fields it reads;
 - ``trace(config) -> Graph``, the computation;
 - ``HF_CLASSES``, the class names of transformers it computes;
 - ``GGUF_ROWS``, in which order GGUF files have the rows of rotated heads: ``"half"`` as in
-  Hugging Face's files, or ``"interleaved"``.
+  Hugging Face's files, or ``"interleaved"``;
+
+and where they differ from its name
+
+- ``HF_TYPE``, its ``model_type`` in config.json;
+- ``GGUF_NAME``, its ``general.architecture``; where two share one, ``claims(file) -> bool`` of the
+  more special says whether a file is its own.
 
 Files whose name starts with an underscore are shared parts.
 """
@@ -16,24 +21,23 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from kvant.arch._config import DecoderConfig
-from kvant.arch._rope import ROPE_FACTORS, Rope
+from kvant.arch._config import ModelConfig
+from kvant.arch._rope import Rope
 from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.gguf import GgufFile, Value, string
 from kvant.files.source import quote
 from kvant.graph.ops import Graph
 
 __all__ = [
-    "ROPE_FACTORS",
     "Architecture",
-    "DecoderConfig",
+    "ModelConfig",
     "Rope",
     "RowOrder",
     "architecture",
@@ -50,12 +54,15 @@ class Architecture:
     """One architecture file, as an object."""
 
     name: str
-    config: type[DecoderConfig]
+    config: type[ModelConfig]
     trace: Callable[[Any], Graph]
     hf_classes: tuple[str, ...]
     gguf_rows: RowOrder
+    hf_type: str
+    gguf_name: str
+    claims: Callable[[GgufFile], bool] | None = None
 
-    def from_hf(self, values: Mapping[str, object], where: str) -> tuple[DecoderConfig, list[str]]:
+    def from_hf(self, values: Mapping[str, object], where: str) -> tuple[ModelConfig, list[str]]:
         """The config in a config.json's object, and the keys of it that were ignored.
 
         Raises:
@@ -64,18 +71,17 @@ class Architecture:
         """
         return self.config.from_hf(values, where)
 
-    def from_gguf(self, file: GgufFile) -> tuple[DecoderConfig, list[str]]:
+    def from_gguf(self, file: GgufFile) -> tuple[ModelConfig, list[str]]:
         """The config in a GGUF file, and the keys ignored; raises as ``from_hf``."""
-        return self.config.from_gguf(file, self.name)
+        return self.config.from_gguf(file, self.gguf_name)
 
-    def to_gguf(self, config: DecoderConfig) -> dict[str, Value]:
+    def to_gguf(self, config: ModelConfig) -> dict[str, Value]:
         """The GGUF metadata that says architecture and config."""
-        return {"general.architecture": string(self.name), **config.to_gguf(self.name)}
+        return {"general.architecture": string(self.gguf_name), **config.to_gguf(self.gguf_name)}
 
-    def extra_tensors(self, config: DecoderConfig) -> dict[str, npt.NDArray[np.float32]]:
-        """Tensors a GGUF file has besides the weights: the divisors of rope frequencies."""
-        factors = config.rope.factors
-        return {ROPE_FACTORS: np.array(factors, np.float32)} if factors else {}
+    def extra_tensors(self, config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
+        """Tensors a GGUF file has besides the weights, such as divisors of rope frequencies."""
+        return config.tensors()
 
 
 def architecture_names() -> tuple[str, ...]:
@@ -86,7 +92,20 @@ def architecture_names() -> tuple[str, ...]:
 def architecture(name: str) -> Architecture:
     """The architecture in the file ``name``, which must be one of ``architecture_names``."""
     module = importlib.import_module(f"{__name__}.{name}")
-    return Architecture(name, module.Config, module.trace, module.HF_CLASSES, module.GGUF_ROWS)
+    return Architecture(
+        name,
+        module.Config,
+        module.trace,
+        module.HF_CLASSES,
+        module.GGUF_ROWS,
+        getattr(module, "HF_TYPE", name),
+        getattr(module, "GGUF_NAME", name),
+        getattr(module, "claims", None),
+    )
+
+
+def _all() -> list[Architecture]:
+    return [architecture(name) for name in architecture_names()]
 
 
 def find_hf(values: Mapping[str, object], where: str) -> Architecture:
@@ -102,7 +121,10 @@ def find_hf(values: Mapping[str, object], where: str) -> Architecture:
             f"{where}: expected a 'model_type', got none. This is not the config.json of a "
             "transformers model; name the model's folder."
         )
-    found = _find(model_type, where)
+    known = {a.hf_type: a for a in _all()}
+    if model_type not in known:
+        raise _unknown(model_type, known, where)
+    found = known[model_type]
     classes = values.get("architectures")
     if classes is None:
         return found
@@ -127,14 +149,16 @@ def find_gguf(file: GgufFile) -> Architecture:
         FileFormatError: it names none.
         UnsupportedError: kvant does not know it.
     """
-    return _find(file.get_str("general.architecture"), str(file.path))
+    name = file.get_str("general.architecture")
+    same = [a for a in _all() if a.gguf_name == name]
+    if not same:
+        raise _unknown(name, {a.gguf_name for a in _all()}, str(file.path))
+    special = (a for a in same if a.claims is not None and a.claims(file))
+    return next(special, None) or next(a for a in same if a.claims is None)
 
 
-def _find(name: str, where: str) -> Architecture:
-    names = architecture_names()
-    if name not in names:
-        raise UnsupportedError(
-            f"{where}: the architecture should be one of {', '.join(names)}, got "
-            f"{quote(name, 60)}. kvant does not compute it yet."
-        )
-    return architecture(name)
+def _unknown(name: str, known: Iterable[str], where: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{where}: the architecture should be one of {', '.join(sorted(known))}, got "
+        f"{quote(name, 60)}. kvant does not compute it yet."
+    )

@@ -1,4 +1,4 @@
-"""What the configs of Llama-shaped decoders share: the fields, reading them, writing them."""
+"""What configs share: reading and writing them, and the fields that most have."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from kvant.arch._fields import Field, GgufSource, HfSource, count, flag, real, vocabulary
 from kvant.arch._keys import check_fixed, ignored_keys
-from kvant.arch._rope import Rope, rope_field
+from kvant.arch._rope import Rope, check_turned, rope_field
 from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.gguf import GgufFile, Value
 
-__all__ = ["DecoderConfig"]
+__all__ = ["DecoderConfig", "ModelConfig", "check_heads", "check_turned"]
 
 #: Read by the registry and by other rooms, or said by the weights themselves.
 _READ_ELSEWHERE = frozenset(
@@ -32,15 +35,20 @@ _READ_ELSEWHERE = frozenset(
 )
 
 
+#: The same of GGUF's keys.
+_GGUF_READ_ELSEWHERE = frozenset({"pooling_type"})
+
+
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """The fields of a decoder, by their names in config.json; each says its GGUF keys.
+class ModelConfig:
+    """The fields of any decoder, by their names in config.json; each says its GGUF keys.
 
     An architecture's ``Config`` adds fields, replaces some, and lists in ``FIXED`` the keys of
-    which it supports only certain values.
+    which it supports only certain values, and in ``GGUF_FIXED`` those of GGUF.
     """
 
-    FIXED: ClassVar[Mapping[str, tuple[object, ...]]] = {"hidden_act": ("silu", "swish")}
+    FIXED: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    GGUF_FIXED: ClassVar[Mapping[str, tuple[object, ...]]] = {}
     UNUSED: ClassVar[frozenset[str]] = frozenset()
     """Keys without effect as long as ``FIXED`` holds."""
     STATED: ClassVar[frozenset[str]] = frozenset()
@@ -60,7 +68,6 @@ class DecoderConfig:
         "head_dim",
         "attention.key_length",
         "attention.value_length",
-        "rope.dimension_count",
         most=2**13,
         default=lambda done: _quotient(done["hidden_size"], done["num_attention_heads"]),
     )
@@ -68,10 +75,6 @@ class DecoderConfig:
     max_position_embeddings: int = count(
         "max_position_embeddings", "context_length", most=2**31 - 1
     )
-    rms_norm_eps: float = real(
-        "rms_norm_eps", "attention.layer_norm_rms_epsilon", above=0, most=0.1
-    )
-    rope: Rope = rope_field("linear")  # noqa: RUF009 - a field, not a value
     tie_word_embeddings: bool = flag("tie_word_embeddings", tensor="output.weight", present=False)
 
     @classmethod
@@ -103,7 +106,8 @@ class DecoderConfig:
             done[name] = described.from_hf(source, done)
         config = cls(**done)
         config.check(where)
-        _check_layer_types(values.get("layer_types"), config.num_hidden_layers, where)
+        if not any("layer_types" in described.hf_keys for described in fields.values()):
+            _check_layer_types(values.get("layer_types"), config.num_hidden_layers, where)
         return config, ignored
 
     @classmethod
@@ -115,8 +119,10 @@ class DecoderConfig:
         source = GgufSource(file, prefix)
         values = source.values
         fields = cls.fields()
-        known = {key for f in fields.values() for key in f.gguf_keys}
+        known = {key for f in fields.values() for key in f.gguf_keys} | set(cls.GGUF_FIXED)
+        known |= _GGUF_READ_ELSEWHERE
         ignored = [f"{prefix}.{key}" for key in ignored_keys(values, known, source.where)]
+        check_fixed(values, cls.GGUF_FIXED, source.where)
         done: dict[str, Any] = {}
         for name, described in fields.items():
             done[name] = described.from_gguf(source, done)
@@ -131,11 +137,18 @@ class DecoderConfig:
             metadata.update(described.to_gguf(getattr(self, name)))
         return {f"{prefix}.{key}": value for key, value in metadata.items()}
 
+    def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
+        """What of this config a GGUF file says in tensors."""
+        found: dict[str, npt.NDArray[np.float32]] = {}
+        for name, described in self.fields().items():
+            found.update(described.tensors(getattr(self, name)))
+        return found
+
     def check(self, where: str) -> None:
         """Check what fields must have in common.
 
         Raises:
-            FileFormatError: heads that do not divide, or heads that cannot be rotated.
+            FileFormatError: heads that do not divide.
         """
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         if heads % kv_heads:
@@ -143,11 +156,42 @@ class DecoderConfig:
                 f"{where}: {heads} attention heads cannot share {kv_heads} key-value heads, "
                 "expected a divisor. Correct the config, or fetch the file again."
             )
-        if self.head_dim % 2:
-            raise FileFormatError(
-                f"{where}: a head has {self.head_dim} elements, expected an even number for the "
-                "rotary embedding. Correct the config, or fetch the file again."
-            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig(ModelConfig):
+    """The fields of Llama's kind: gated by silu, normed by root mean squares, rotated."""
+
+    FIXED: ClassVar[Mapping[str, tuple[object, ...]]] = {"hidden_act": ("silu", "swish")}
+
+    rms_norm_eps: float = real(
+        "rms_norm_eps", "attention.layer_norm_rms_epsilon", above=0, most=0.1
+    )
+    rope: Rope = rope_field("linear")  # noqa: RUF009 - a field, not a value
+
+    def check(self, where: str) -> None:
+        """Also refuse heads that cannot be rotated.
+
+        Raises:
+            FileFormatError: an odd number of elements.
+        """
+        super().check(where)
+        check_turned(self.rope.turned or self.head_dim, where)
+
+
+def check_heads(config: ModelConfig, where: str) -> None:
+    """Check that heads add up to the hidden size, where GGUF has no place for anything else.
+
+    Raises:
+        UnsupportedError: they do not.
+    """
+    width = config.num_attention_heads * config.head_dim
+    if width != config.hidden_size:
+        raise UnsupportedError(
+            f"{where}: {config.num_attention_heads} heads of {config.head_dim} should add up to "
+            f"the hidden size {config.hidden_size} in such a model, got {width}. "
+            "Correct the config if it is wrong; kvant computes nothing else."
+        )
 
 
 def _quotient(total: int, parts: int) -> int | float:

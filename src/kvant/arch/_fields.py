@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from kvant.errors import FileFormatError
-from kvant.files.gguf import GgufFile, Value, float32, uint32
+from kvant.files.gguf import GgufFile, Value, boolean, float32, uint32
 from kvant.files.source import quote
 
 __all__ = [
@@ -23,11 +26,14 @@ __all__ = [
     "HfSource",
     "Real",
     "count",
+    "count_elsewhere",
+    "derived",
     "field",
     "flag",
     "got",
     "real",
     "shown",
+    "switch",
     "vocabulary",
 ]
 
@@ -83,6 +89,10 @@ class Field(ABC):
     def to_gguf(self, value: Any) -> dict[str, Value]:
         """The metadata that says ``value``."""
 
+    def tensors(self, value: Any) -> dict[str, npt.NDArray[np.float32]]:
+        """The tensors of a GGUF file that say ``value``."""
+        return {}
+
 
 class _Number(Field):
     """A number with bounds under one Hugging Face key and any number of equal GGUF keys."""
@@ -93,8 +103,9 @@ class _Number(Field):
         gguf: tuple[str, ...],
         bounds: tuple[float, float],
         default: Callable[[Done], object] | None,
+        other_names: tuple[str, ...] = (),
     ) -> None:
-        self.hf_keys, self.gguf_keys, self.bounds = (hf,), gguf, bounds
+        self.hf_keys, self.gguf_keys, self.bounds = (hf, *other_names), gguf, bounds
         self.default = default
 
     @abstractmethod
@@ -102,8 +113,15 @@ class _Number(Field):
         """``value`` as the right type and within the bounds, or FileFormatError."""
 
     def from_hf(self, source: HfSource, done: Done) -> Any:
-        key = self.hf_keys[0]
+        stated = (k for k in self.hf_keys if source.values.get(k) is not None)
+        key = next(stated, self.hf_keys[0])
         value = source.values.get(key)
+        for other in stated:
+            if source.values[other] != value:
+                raise FileFormatError(
+                    f"{source.where}: expected one value, got {key!r} = {shown(value)} and "
+                    f"{other!r} = {shown(source.values[other])}. {_REMEDY}"
+                )
         if value is None and self.default is not None:
             value = self.default(done)
         return self.check(value, source.where, key)
@@ -150,8 +168,42 @@ class Vocabulary(Count):
         return self.check(tokens or rows, source.where, "tokenizer.ggml.tokens")
 
 
+class CountElsewhere(Count):
+    """A number whose key in GGUF is not among the architecture's."""
+
+    def __init__(self, hf: str, key: str, most: int) -> None:
+        super().__init__(hf, (), (1, most), None)
+        self.key = key
+
+    def from_gguf(self, source: GgufSource, done: Done) -> Any:
+        """See the base; 1 where the key is missing."""
+        return self.check(source.file.get_int(self.key, 1), source.where, self.key)
+
+
 class Real(_Number):
-    """A finite number above the lower bound, up to the upper one."""
+    """A finite number above the lower bound, up to the upper one.
+
+    ``gguf_default`` is its value where a GGUF file lacks the key. ``none`` is a value that means
+    that nothing is done: null in config.json, no key in GGUF.
+    """
+
+    def __init__(
+        self,
+        hf: str,
+        gguf: tuple[str, ...],
+        bounds: tuple[float, float],
+        default: Callable[[Done], object] | None,
+        gguf_default: float | None = None,
+        none: float | None = None,
+    ) -> None:
+        super().__init__(hf, gguf, bounds, default if none is None else lambda _: none)
+        self.gguf_default, self.none = gguf_default, none
+
+    def from_gguf(self, source: GgufSource, done: Done) -> Any:
+        """See the base."""
+        if self.gguf_default is not None and self.gguf_keys[0] not in source.values:
+            return self.gguf_default
+        return super().from_gguf(source, done)
 
     def check(self, value: object, where: str, key: str) -> float:
         """See the base."""
@@ -163,22 +215,45 @@ class Real(_Number):
 
     def to_gguf(self, value: Any) -> dict[str, Value]:
         """See the base."""
+        if value == self.none:
+            return {}
         return {key: float32(value) for key in self.gguf_keys}
+
+
+class Derived(Field):
+    """What an architecture has no key for: it follows from the fields before it."""
+
+    hf_keys = gguf_keys = ()
+
+    def __init__(self, value: Callable[[Done], object]) -> None:
+        self.value = value
+
+    def from_hf(self, source: HfSource, done: Done) -> Any:
+        """See the base."""
+        return self.value(done)
+
+    def from_gguf(self, source: GgufSource, done: Done) -> Any:
+        """See the base."""
+        return self.value(done)
+
+    def to_gguf(self, value: Any) -> dict[str, Value]:
+        """Nothing."""
+        return {}
 
 
 class Flag(Field):
     """A truth value. GGUF has no key for it: it shows in a tensor being there, or not."""
 
-    def __init__(self, hf: str, tensor: str, present: bool) -> None:
+    def __init__(self, hf: str, tensor: str, present: bool, default: bool) -> None:
         self.hf_keys, self.gguf_keys = (hf,), ()
-        self.tensor, self.present = tensor, present
+        self.tensor, self.present, self.default = tensor, present, default
 
     def from_hf(self, source: HfSource, done: Done) -> bool:
-        """False where the key is missing, as transformers has it for all of these."""
+        """Transformers' default where the key is missing."""
         key = self.hf_keys[0]
         value = source.values.get(key)
         if value is None:
-            return False
+            return self.default
         if not isinstance(value, bool):
             raise FileFormatError(
                 f"{source.where}: {key!r} should be true or false, {got(value)}. {_REMEDY}"
@@ -194,7 +269,41 @@ class Flag(Field):
         return {}
 
 
-def count(hf: str, *gguf: str, most: int, default: Callable[[Done], object] | None = None) -> Any:
+class Switch(Field):
+    """A truth value under one key in either format, with the format's own default."""
+
+    def __init__(self, hf: str, gguf: str, defaults: tuple[bool, bool]) -> None:
+        self.hf_keys, self.gguf_keys, self.defaults = (hf,), (gguf,), defaults
+
+    def from_hf(self, source: HfSource, done: Done) -> bool:
+        """The value, or transformers' default."""
+        return self._check(source.values.get(self.hf_keys[0]), 0, source.where, self.hf_keys[0])
+
+    def from_gguf(self, source: GgufSource, done: Done) -> bool:
+        """The value, or llama.cpp's default."""
+        key = self.gguf_keys[0]
+        return self._check(source.values.get(key), 1, source.where, f"{source.prefix}.{key}")
+
+    def to_gguf(self, value: Any) -> dict[str, Value]:
+        """Only what is not the default."""
+        return {} if value == self.defaults[1] else {self.gguf_keys[0]: boolean(value)}
+
+    def _check(self, value: object, default: int, where: str, key: str) -> bool:
+        value = self.defaults[default] if value is None else value
+        if not isinstance(value, bool):
+            raise FileFormatError(
+                f"{where}: {key!r} should be true or false, {got(value)}. {_REMEDY}"
+            )
+        return value
+
+
+def count(
+    hf: str,
+    *gguf: str,
+    most: int,
+    default: Callable[[Done], object] | None = None,
+    other_names: tuple[str, ...] = (),
+) -> Any:
     """A dataclass field holding a whole number.
 
     Args:
@@ -202,8 +311,9 @@ def count(hf: str, *gguf: str, most: int, default: Callable[[Done], object] | No
         gguf: its keys in GGUF, without prefix; all that are there must agree.
         most: the upper bound.
         default: its value, from the fields before it, where the key is missing.
+        other_names: further keys in config.json that say the same.
     """
-    return field(Count(hf, gguf, (1, most), default))
+    return field(Count(hf, gguf, (1, most), default, other_names))
 
 
 def vocabulary(hf: str, gguf: str, *, most: int) -> Any:
@@ -211,14 +321,43 @@ def vocabulary(hf: str, gguf: str, *, most: int) -> Any:
     return field(Vocabulary(hf, (gguf,), (1, most), None))
 
 
-def real(hf: str, *gguf: str, above: float, most: float) -> Any:
-    """A dataclass field holding a number that must be stated."""
-    return field(Real(hf, gguf, (above, most), None))
+def count_elsewhere(hf: str, key: str, *, most: int) -> Any:
+    """A dataclass field holding a whole number that GGUF has under a whole ``key``.
+
+    The architecture writes it itself.
+    """
+    return field(CountElsewhere(hf, key, most))
 
 
-def flag(hf: str, *, tensor: str, present: bool = True) -> Any:
-    """A dataclass field that is true in GGUF where ``tensor`` is there (or is not)."""
-    return field(Flag(hf, tensor, present))
+def real(
+    hf: str,
+    *gguf: str,
+    above: float,
+    most: float,
+    default: Callable[[Done], object] | None = None,
+    gguf_default: float | None = None,
+    none: float | None = None,
+) -> Any:
+    """A dataclass field holding a number; it must be stated where there is no default."""
+    return field(Real(hf, gguf, (above, most), default, gguf_default, none))
+
+
+def flag(hf: str, *, tensor: str, present: bool = True, default: bool = False) -> Any:
+    """A dataclass field that is true in GGUF where ``tensor`` is there (or is not).
+
+    ``default`` is transformers', for a config.json without the key.
+    """
+    return field(Flag(hf, tensor, present, default))
+
+
+def derived(value: Callable[[Done], object]) -> Any:
+    """A dataclass field without keys: ``value`` of the fields before it."""
+    return field(Derived(value))
+
+
+def switch(hf: str, gguf: str, *, hf_default: bool, gguf_default: bool) -> Any:
+    """A dataclass field that is true or false in either format."""
+    return field(Switch(hf, gguf, (hf_default, gguf_default)))
 
 
 def field(described: Field) -> Any:

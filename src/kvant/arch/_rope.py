@@ -9,57 +9,131 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvant.arch._fields import Done, Field, GgufSource, HfSource, Real, field, got
+from kvant.arch._fields import Count, Done, Field, GgufSource, HfSource, Real, field, got
 from kvant.errors import FileFormatError, UnsupportedError
-from kvant.files.gguf import Value, float32, string
+from kvant.files.gguf import Value, float32, string, uint32
 from kvant.files.source import quote
+from kvant.graph.ir import Value as Node
+from kvant.graph.ops import Graph
 from kvant.packing import dequantize
 
-__all__ = ["ROPE_FACTORS", "Rope", "RopeField", "llama3_factors", "rope_field"]
+__all__ = [
+    "Rope",
+    "RopeField",
+    "check_turned",
+    "llama3_factors",
+    "local_rope_field",
+    "rope_field",
+]
 
-#: GGUF's tensor of divisors, one for each pair of elements of a head.
+#: GGUF's tensors of divisors, one number for each pair of elements of a head.
 ROPE_FACTORS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 #: transformers' ``default_theta`` and llama.cpp's ``rope_freq_base_train``.
 _DEFAULT_THETA = 10_000.0
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-_KEYS = {"default": (), "linear": ("factor",), "llama3": _LLAMA3}
+_LONG = ("short_factor", "long_factor", "factor", "attention_factor")
+_ORIGINAL = "original_max_position_embeddings"
+_PARTIAL = "partial_rotary_factor"
+_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": _LLAMA3,
+    "longrope": (*_LONG, _ORIGINAL),
+}
+_OLD_NAMES = {"su": "longrope"}
+#: Where transformers 5 has parameters for each kind of layer.
+_GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 
 _theta = Real("rope_theta", ("rope.freq_base",), (0, 1e15), lambda _: _DEFAULT_THETA)
 _linear = Real("factor", ("rope.scaling.factor", "rope.scale_linear"), (0, 1e9), None)
+_magnitude = Real("attention_factor", ("rope.scaling.attn_factor",), (0, 1e3), lambda _: 1.0)
+_original = Count(_ORIGINAL, ("rope.scaling.original_context_length",), (1, 2**31 - 1), None)
+_turned = Count("", ("rope.dimension_count",), (1, 2**13), lambda done: done["head_dim"])
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
     """``theta`` is the base; ``linear`` divides positions; ``factors`` divide frequencies.
 
-    ``factors`` is empty or has head_dim / 2 entries, all exact float32 values, so that a model
-    and the GGUF file made from it turn by the same angles.
+    ``turned`` elements of a head are rotated, 0 for all of them, and multiplied by ``magnitude``.
+    ``long_factors`` take the place of ``factors`` in texts of more than ``original`` tokens. Both
+    are empty or have an entry for each pair, all exact float32 values, so that a model and the GGUF
+    file made from it turn by the same angles.
     """
 
     theta: float
     linear: float = 1.0
     factors: tuple[float, ...] = ()
+    turned: int = 0
+    magnitude: float = 1.0
+    long_factors: tuple[float, ...] = ()
+    original: int = 0
+
+    def turn(self, g: Graph, x: Node, heads: int) -> Node:
+        """Trace the rotation of ``x``."""
+        return g.rope(
+            x,
+            heads=heads,
+            theta=self.theta,
+            linear=self.linear,
+            factors=self.factors,
+            turned=self.turned or None,
+            magnitude=self.magnitude,
+            long_factors=self.long_factors,
+            original=self.original,
+        )
+
+
+def check_turned(count: int, where: str) -> None:
+    """Check that elements of a head can be rotated.
+
+    Raises:
+        FileFormatError: an odd number.
+    """
+    if count % 2:
+        raise FileFormatError(
+            f"{where}: {count} elements of a head are rotated, expected an even number. "
+            "Correct the config, or fetch the file again."
+        )
 
 
 class RopeField(Field):
-    """Reads ``rope_theta`` and ``rope_scaling``, or the ``rope_parameters`` of transformers 5."""
+    """Reads ``rope_theta`` and ``rope_scaling``, or the ``rope_parameters`` of transformers 5.
 
-    hf_keys = ("rope_theta", "rope_scaling", "rope_parameters")
-    gguf_keys = (*_theta.gguf_keys, "rope.scaling.type", *_linear.gguf_keys)
+    Args:
+        scalings: the types this architecture knows.
+        theta: transformers' default for it.
+        partial: whether heads may be rotated in part.
+    """
 
-    def __init__(self, scalings: tuple[str, ...]) -> None:
-        self.scalings = scalings
+    def __init__(self, scalings: tuple[str, ...], theta: float, partial: bool) -> None:
+        self.scalings, self.partial = scalings, partial
+        self.theta = Real("rope_theta", _theta.gguf_keys, _theta.bounds, lambda _: theta)
+        self.hf_keys = ("rope_theta", "rope_scaling", "rope_parameters")
+        self.gguf_keys = (
+            *_theta.gguf_keys,
+            "rope.scaling.type",
+            *_linear.gguf_keys,
+            *_turned.gguf_keys,
+        )
+        if partial:
+            self.hf_keys += (_PARTIAL,)
+        if "longrope" in scalings:
+            self.hf_keys += (_ORIGINAL,)
+            self.gguf_keys += (*_magnitude.gguf_keys, *_original.gguf_keys)
 
     def from_hf(self, source: HfSource, done: Done) -> Rope:
         """The rope of a config.json; ``done`` has head_dim."""
         parameters = _parameters(source)
-        theta = _one_theta(source, parameters, done)
+        theta = self._one_theta(source, parameters, done)
         kind = self._kind(source, parameters)
-        known = {"rope_type", "type", "rope_theta", *_KEYS[kind]}
+        turned = self._turned(source, parameters, done)
+        known = {"rope_type", "type", "rope_theta", _PARTIAL, *_KEYS[kind]}
+        if kind == "default":
+            known.add(_ORIGINAL)  # of another scaling, which is off
         for key in sorted(set(parameters) - known):
-            if parameters[key] is not None and not (
-                key == "partial_rotary_factor" and parameters[key] == 1
-            ):
+            if parameters[key] is not None:
                 raise UnsupportedError(
                     f"{source.where}: the rope scaling {kind!r} has an entry {quote(key)} that "
                     "kvant does not know, expected only "
@@ -67,7 +141,8 @@ class RopeField(Field):
                 )
         where = f"{source.where}, rope scaling"
         if kind == "linear":
-            return Rope(theta, _linear.check(parameters.get("factor"), where, "factor"))
+            linear = _linear.check(parameters.get("factor"), where, "factor")
+            return Rope(theta, linear, turned=turned)
         if kind == "llama3":
             numbers = [_linear.check(parameters.get(key), where, key) for key in _LLAMA3]
             if numbers[2] <= numbers[1]:
@@ -75,12 +150,38 @@ class RopeField(Field):
                     f"{where}: 'high_freq_factor' should be above 'low_freq_factor', got "
                     f"{numbers[2]:g} and {numbers[1]:g}. Correct them."
                 )
-            return Rope(theta, factors=llama3_factors(done["head_dim"], theta, *numbers))
-        return Rope(theta)
+            factors = llama3_factors(done["head_dim"], theta, *numbers)
+            return Rope(theta, factors=factors, turned=turned)
+        if kind == "longrope":
+            return _longrope(source, parameters, theta, turned, done)
+        return Rope(theta, turned=turned)
+
+    def _one_theta(self, source: HfSource, parameters: dict[str, object], done: Done) -> float:
+        outer, inner = source.values.get("rope_theta"), parameters.get("rope_theta")
+        if outer is not None and inner is not None and outer != inner:
+            raise UnsupportedError(
+                f"{source.where}: 'rope_theta' is {quote(str(outer), 40)} and once more "
+                f"{quote(str(inner), 40)} in the rope parameters, expected one value. Correct it."
+            )
+        values = {"rope_theta": inner if outer is None else outer}
+        theta: float = self.theta.from_hf(HfSource(source.where, values), done)
+        return theta
+
+    def _turned(self, source: HfSource, parameters: dict[str, object], done: Done) -> int:
+        stated = (parameters.get(_PARTIAL), source.values.get(_PARTIAL))
+        share = next((value for value in stated if value is not None), 1)
+        number = isinstance(share, (int, float)) and not isinstance(share, bool) and 0 < share <= 1
+        if not number or (share != 1 and not self.partial):
+            raise UnsupportedError(
+                f"{source.where}: {_PARTIAL!r} should be 1{self.partial * ' or less'}, "
+                f"{got(share)}. kvant does not compute others for this architecture yet."
+            )
+        turned = int(done["head_dim"] * float(share))  # type: ignore[arg-type]
+        return 0 if turned == done["head_dim"] else turned
 
     def _kind(self, source: HfSource, parameters: dict[str, object]) -> str:
         stated = {key: parameters[key] for key in ("rope_type", "type") if parameters.get(key)}
-        kinds = set(map(str, stated.values())) or {"default"}
+        kinds = {_OLD_NAMES.get(str(v), str(v)) for v in stated.values()} or {"default"}
         kind = kinds.pop()
         if kinds or kind not in ("default", *self.scalings):
             raise UnsupportedError(
@@ -92,39 +193,137 @@ class RopeField(Field):
         return kind
 
     def from_gguf(self, source: GgufSource, done: Done) -> Rope:
-        """The rope of a GGUF file: three keys, and a tensor for single frequencies."""
+        """The rope of a GGUF file: some keys, and tensors for single frequencies."""
         theta = _theta.from_gguf(source, done)
         values = source.values
+        turned = self._turned_in_gguf(source, done)
         kind = values.get("rope.scaling.type", "linear")  # llama.cpp's default, with factor 1
-        if kind not in ("none", "linear"):
+        kinds = ("none", "linear", *("longrope",) * ("longrope" in self.scalings))
+        if kind not in kinds:
             raise UnsupportedError(
-                f"{source.where}: '{source.prefix}.rope.scaling.type' should be none or linear, "
-                f"{got(kind)}. kvant does not compute others for this architecture yet."
+                f"{source.where}: '{source.prefix}.rope.scaling.type' should be "
+                f"{' or '.join(kinds)}, {got(kind)}. kvant does not compute others for this "
+                "architecture yet."
             )
         linear = 1.0
         # llama.cpp reads a factor of 0 as "none".
         if kind == "linear" and any(values.get(key) for key in _linear.gguf_keys):
             linear = _linear.from_gguf(source, done)
-        if ROPE_FACTORS in source.file.tensors and "llama3" not in self.scalings:
-            raise UnsupportedError(
-                f"{source.where}: tensor {ROPE_FACTORS!r} changes the rope, expected none for "
-                f"{source.prefix}. kvant does not know what it means there."
+        for name, scaling in ((ROPE_FACTORS, "llama3"), (LONG_FACTORS, "longrope")):
+            if name in source.file.tensors and scaling not in self.scalings:
+                raise UnsupportedError(
+                    f"{source.where}: tensor {name!r} changes the rope, expected none for "
+                    f"{source.prefix}. kvant does not know what it means there."
+                )
+        pairs = (turned or done["head_dim"]) // 2
+        if LONG_FACTORS not in source.file.tensors:
+            factors = _stored_factors(source, ROPE_FACTORS, pairs)
+            return Rope(theta, linear, factors, turned)
+        short, long = (_stored_factors(source, n, pairs) for n in (SHORT_FACTORS, LONG_FACTORS))
+        magnitude, original = (f.from_gguf(source, done) for f in (_magnitude, _original))
+        return Rope(theta, linear, short, turned, magnitude, long, original)
+
+    def _turned_in_gguf(self, source: GgufSource, done: Done) -> int:
+        turned, whole = _turned.from_gguf(source, done), done["head_dim"]
+        if turned > whole or (turned < whole and not self.partial):
+            key = f"{source.prefix}.{_turned.gguf_keys[0]}"
+            raise FileFormatError(
+                f"{source.where}: expected one value, got {key} = {turned} and heads of {whole} "
+                "elements. Correct it, or fetch the file again."
             )
-        return Rope(theta, linear, _stored_factors(source, done["head_dim"] // 2))
+        return 0 if turned == whole else turned
 
     def to_gguf(self, value: Any) -> dict[str, Value]:
-        """Base and linear scaling; the factors are a tensor."""
+        """Base and scalings; the factors are tensors, all of a head is rotated by default."""
         rope: Rope = value
         metadata = {"rope.freq_base": float32(rope.theta)}
+        if rope.turned:
+            metadata["rope.dimension_count"] = uint32(rope.turned)
         if rope.linear != 1.0:
             metadata["rope.scaling.type"] = string("linear")
             metadata["rope.scaling.factor"] = float32(rope.linear)
+        if rope.long_factors:
+            metadata["rope.scaling.attn_factor"] = float32(rope.magnitude)
+            metadata["rope.scaling.original_context_length"] = uint32(rope.original)
         return metadata
 
+    def tensors(self, value: Any) -> dict[str, npt.NDArray[np.float32]]:
+        """The factors."""
+        rope: Rope = value
+        long = bool(rope.long_factors)
+        named = {
+            SHORT_FACTORS if long else ROPE_FACTORS: rope.factors,
+            LONG_FACTORS: rope.long_factors,
+        }
+        return {name: np.array(found, np.float32) for name, found in named.items() if found}
 
-def rope_field(*scalings: str) -> Any:
-    """A dataclass field holding a ``Rope``; ``scalings`` are the types this architecture knows."""
-    return field(RopeField(scalings))
+
+class LocalRopeField(Field):
+    """The rope of sliding layers where it is another: plain, with a base of its own."""
+
+    hf_keys = ("rope_local_base_freq",)
+    gguf_keys = ("rope.freq_base_swa",)
+    theta = Real(hf_keys[0], gguf_keys, _theta.bounds, lambda _: _DEFAULT_THETA)
+
+    def from_hf(self, source: HfSource, done: Done) -> Rope:
+        """See the base."""
+        parameters = _parameters(source, _LOCAL)
+        kind = parameters.get("rope_type", "default")
+        if kind != "default" or set(parameters) - {"rope_type", "rope_theta", _PARTIAL}:
+            raise UnsupportedError(
+                f"{source.where}: the rope of sliding layers should be default, got "
+                f"{quote(str(parameters), 60)}. kvant does not compute others."
+            )
+        stated = parameters.get("rope_theta") or source.values.get(self.hf_keys[0])
+        return Rope(self.theta.from_hf(HfSource(source.where, {self.hf_keys[0]: stated}), done))
+
+    def from_gguf(self, source: GgufSource, done: Done) -> Rope:
+        """See the base."""
+        return Rope(self.theta.from_gguf(source, done))
+
+    def to_gguf(self, value: Any) -> dict[str, Value]:
+        """See the base."""
+        return self.theta.to_gguf(value.theta)
+
+
+def local_rope_field() -> Any:
+    """A dataclass field holding the ``Rope`` of sliding layers."""
+    return field(LocalRopeField())
+
+
+def rope_field(*scalings: str, theta: float = _DEFAULT_THETA, partial: bool = False) -> Any:
+    """A dataclass field holding a ``Rope``; arguments as of ``RopeField``."""
+    return field(RopeField(scalings, theta, partial))
+
+
+def _longrope(
+    source: HfSource, parameters: dict[str, object], theta: float, turned: int, done: Done
+) -> Rope:
+    """Factors for short and for long texts; source: ``_compute_longrope_parameters``."""
+    where = f"{source.where}, rope scaling"
+    stated = parameters.get(_ORIGINAL) or source.values.get(_ORIGINAL)
+    original = _original.check(stated, where, _ORIGINAL)
+    pairs = (turned or done["head_dim"]) // 2
+    short, long = (_listed(parameters.get(key), where, key, pairs) for key in _LONG[:2])
+    stretch = done["max_position_embeddings"] / original
+    if parameters.get("factor") is not None:
+        stretch = _linear.check(parameters["factor"], where, "factor")
+    magnitude = 1.0
+    if parameters.get("attention_factor") is not None:
+        magnitude = _magnitude.check(parameters["attention_factor"], where, "attention_factor")
+    elif stretch > 1 and original > 1:
+        magnitude = math.sqrt(1 + math.log(stretch) / math.log(original))
+    magnitude = float(np.float32(magnitude))
+    return Rope(theta, 1.0, short, turned, magnitude, long, original)
+
+
+def _listed(value: object, where: str, key: str, expected: int) -> tuple[float, ...]:
+    if not isinstance(value, list) or len(value) != expected:
+        found = f"{len(value)} of them" if isinstance(value, list) else got(value)
+        raise FileFormatError(
+            f"{where}: {key!r} should be a list of {expected} numbers, got {found}. Correct it."
+        )
+    return tuple(float(np.float32(_linear.check(number, where, key))) for number in value)
 
 
 def llama3_factors(
@@ -152,7 +351,8 @@ def llama3_factors(
     return tuple(result.tolist())
 
 
-def _parameters(source: HfSource) -> dict[str, object]:
+def _parameters(source: HfSource, layers: str = _GLOBAL) -> dict[str, object]:
+    """The rope's parameters; where each kind of layer has its own, those of ``layers``."""
     found: dict[str, dict[str, object]] = {}
     for key in ("rope_scaling", "rope_parameters"):
         value = source.values.get(key)
@@ -162,6 +362,11 @@ def _parameters(source: HfSource) -> dict[str, object]:
             raise FileFormatError(
                 f"{source.where}: {key!r} should be an object or null, {got(value)}. Correct it."
             )
+        by_layers = value.get(layers)
+        if isinstance(by_layers, dict):
+            value = by_layers
+        elif layers == _LOCAL:
+            continue
         found[key] = value
     if len(found) > 1 and found["rope_scaling"] != found["rope_parameters"]:
         raise UnsupportedError(
@@ -171,31 +376,19 @@ def _parameters(source: HfSource) -> dict[str, object]:
     return next(iter(found.values()), {})
 
 
-def _one_theta(source: HfSource, parameters: dict[str, object], done: Done) -> float:
-    outer, inner = source.values.get("rope_theta"), parameters.get("rope_theta")
-    if outer is not None and inner is not None and outer != inner:
-        raise UnsupportedError(
-            f"{source.where}: 'rope_theta' is {quote(str(outer), 40)} and once more "
-            f"{quote(str(inner), 40)} in the rope parameters, expected one value. Correct it."
-        )
-    values = {"rope_theta": inner if outer is None else outer}
-    theta: float = _theta.from_hf(HfSource(source.where, values), done)
-    return theta
-
-
-def _stored_factors(source: GgufSource, expected: int) -> tuple[float, ...]:
-    stored = source.file.tensors.get(ROPE_FACTORS)
+def _stored_factors(source: GgufSource, name: str, expected: int) -> tuple[float, ...]:
+    stored = source.file.tensors.get(name)
     if stored is None:
         return ()
     if stored.shape != (expected,) or stored.type.name != "F32":
         raise FileFormatError(
-            f"{source.where}: tensor {ROPE_FACTORS!r} should be F32 ({expected},), got "
+            f"{source.where}: tensor {name!r} should be F32 ({expected},), got "
             f"{stored.type.name} {stored.shape}. Convert or fetch the file again."
         )
     factors: npt.NDArray[np.float32] = dequantize("F32", stored.read())[0]
     if not np.all((factors > 0) & (factors < np.inf)):
         raise FileFormatError(
-            f"{source.where}: tensor {ROPE_FACTORS!r} should hold positive numbers, got "
+            f"{source.where}: tensor {name!r} should hold positive numbers, got "
             f"{factors[~((factors > 0) & (factors < np.inf))][0]}. Convert or fetch the file again."
         )
     return tuple(factors.tolist())

@@ -37,8 +37,8 @@ def trace(c: Config) -> Graph:
     return g
 
 
-def block(g: Graph, c: Config, x: Value) -> Value:
-    """One layer."""
+def attention(g: Graph, c: Config, x: Value) -> Value:
+    """The first half of a layer."""
     nq, nkv, bias = c.num_attention_heads, c.num_key_value_heads, c.attention_bias
 
     def rotate(h: Value, heads: int) -> Value:
@@ -50,8 +50,12 @@ def block(g: Graph, c: Config, x: Value) -> Value:
     k = rotate(g.linear(h, "attn_k", nkv * c.head_dim, bias=bias), nkv)
     v = g.linear(h, "attn_v", nkv * c.head_dim, bias=bias)
     h = g.attention(q, k, v, heads=nq, kv_heads=nkv)
-    x = g.add(x, g.linear(h, "attn_output", c.hidden_size, bias=bias))
+    return g.add(x, g.linear(h, "attn_output", c.hidden_size, bias=bias))
 
+
+def block(g: Graph, c: Config, x: Value) -> Value:
+    """One layer."""
+    x = attention(g, c, x)
     h = g.rms_norm(x, "ffn_norm", eps=c.rms_norm_eps)
     gate = g.linear(h, "ffn_gate", c.intermediate_size, bias=c.mlp_bias)
     up = g.linear(h, "ffn_up", c.intermediate_size, bias=c.mlp_bias)

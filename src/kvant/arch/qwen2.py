@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvant.arch._config import DecoderConfig
-from kvant.errors import UnsupportedError
+from kvant.arch._config import DecoderConfig, check_heads
 from kvant.graph.ir import Value
 from kvant.graph.ops import Graph
 
@@ -28,13 +27,7 @@ class Config(DecoderConfig):
     def check(self, where: str) -> None:
         """Also refuse heads that do not add up to the hidden size: GGUF's qwen2 has no such."""
         super().check(where)
-        width = self.num_attention_heads * self.head_dim
-        if width != self.hidden_size:
-            raise UnsupportedError(
-                f"{where}: {self.num_attention_heads} heads of {self.head_dim} should add up to "
-                f"the hidden size {self.hidden_size} in a qwen2 model, got {width}. "
-                "Correct the config if it is wrong; kvant computes nothing else."
-            )
+        check_heads(self, where)
 
 
 def trace(c: Config) -> Graph:

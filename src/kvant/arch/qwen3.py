@@ -40,8 +40,8 @@ def trace(c: Config) -> Graph:
     return g
 
 
-def block(g: Graph, c: Config, x: Value) -> Value:
-    """One layer."""
+def attention(g: Graph, c: Config, x: Value) -> Value:
+    """The first half of a layer."""
     nq, nkv, eps = c.num_attention_heads, c.num_key_value_heads, c.rms_norm_eps
 
     h = g.rms_norm(x, "attn_norm", eps=eps)
@@ -51,9 +51,13 @@ def block(g: Graph, c: Config, x: Value) -> Value:
     q = g.rope(q, heads=nq, theta=c.rope.theta, linear=c.rope.linear)
     k = g.rope(k, heads=nkv, theta=c.rope.theta, linear=c.rope.linear)
     h = g.attention(q, k, v, heads=nq, kv_heads=nkv)
-    x = g.add(x, g.linear(h, "attn_output", c.hidden_size))
+    return g.add(x, g.linear(h, "attn_output", c.hidden_size))
 
-    h = g.rms_norm(x, "ffn_norm", eps=eps)
+
+def block(g: Graph, c: Config, x: Value) -> Value:
+    """One layer."""
+    x = attention(g, c, x)
+    h = g.rms_norm(x, "ffn_norm", eps=c.rms_norm_eps)
     gate = g.linear(h, "ffn_gate", c.intermediate_size)
     up = g.linear(h, "ffn_up", c.intermediate_size)
     return g.add(x, g.linear(g.swiglu(gate, up), "ffn_down", c.hidden_size))

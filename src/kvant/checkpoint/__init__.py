@@ -5,7 +5,8 @@
     checkpoint.py    Checkpoint; matching stored tensors with the weights the graph declares
     open_folder.py   Hugging Face folders        open_gguf.py   GGUF files
     names.py         role -> Hugging Face name   weights.py     rows of a weight, in either order
-    sampling.py      generation_config.json
+    locate.py        where a folder has them  transforms.py  numbers that are stored differently
+    sampling.py      generation_config.json     pooling.py     states to a text's vector
     info.py          ModelInfo, from card.py (front matter) and model_name.py (the convention)
 """
 
@@ -18,12 +19,14 @@ from kvant.checkpoint.checkpoint import Checkpoint, StorageCount, count_storage
 from kvant.checkpoint.info import ModelInfo, Origin
 from kvant.checkpoint.open_folder import open_folder
 from kvant.checkpoint.open_gguf import open_gguf
+from kvant.checkpoint.pooling import Pooling
 from kvant.checkpoint.weights import Rotary, Weight, check_finite, rotary_row_order
 
 __all__ = [
     "Checkpoint",
     "ModelInfo",
     "Origin",
+    "Pooling",
     "Rotary",
     "StorageCount",
     "Weight",

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kvant.arch import Architecture, DecoderConfig, RowOrder
+from kvant.arch import Architecture, ModelConfig, RowOrder
 from kvant.checkpoint.info import ModelInfo
+from kvant.checkpoint.pooling import Pooling
 from kvant.checkpoint.weights import Rotary, Weight
 from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.gguf import GgufFile
 from kvant.files.source import quote
-from kvant.files.tensor import StoredTensor
+from kvant.files.tensor import StackedTensor, StoredTensor
 from kvant.graph.ir import WeightRef
 from kvant.graph.ops import Graph, rotary_weights
 from kvant.packing import known
@@ -46,7 +47,7 @@ class Checkpoint:
     path: Path
     format: Literal["hf", "gguf"]
     architecture: Architecture
-    config: DecoderConfig
+    config: ModelConfig
     graph: Graph
     weights: Mapping[str, Weight]
     info: ModelInfo
@@ -55,6 +56,8 @@ class Checkpoint:
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     gguf: GgufFile | None = field(default=None, repr=False)
+    pooling: Pooling | None = None
+    """How states become a text's vector, where the checkpoint says so."""
 
     @property
     def parameters(self) -> int:
@@ -80,7 +83,9 @@ class Checkpoint:
             from kvant.tokenizer.gguf_meta import from_metadata
 
             return from_metadata(self.gguf)
-        if not any((self.path / n).exists() for n in ("tokenizer.json", "tokenizer.model")):
+        from kvant.tokenizer.hf_files import TOKENIZER_FILES
+
+        if not any((self.path / name).exists() for name in TOKENIZER_FILES):
             return None
         from kvant.tokenizer.hf import from_folder
 
@@ -93,10 +98,16 @@ def count_storage(tensors: Iterable[StoredTensor]) -> dict[str, StorageCount]:
     for tensor in tensors:
         groups.setdefault(tensor.type.name, []).append(tensor)
     counts = {
-        name: StorageCount(len(group), sum(t.elements for t in group), sum(t.nbytes for t in group))
+        name: StorageCount(
+            sum(map(_parts, group)), sum(t.elements for t in group), sum(t.nbytes for t in group)
+        )
         for name, group in groups.items()
     }
     return dict(sorted(counts.items(), key=lambda item: -item[1].nbytes))
+
+
+def _parts(tensor: StoredTensor) -> int:
+    return len(tensor.parts) if isinstance(tensor, StackedTensor) else 1
 
 
 def match_weights(

@@ -9,7 +9,9 @@ import numpy as np
 from kvant.arch import find_hf
 from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
 from kvant.checkpoint.info import info_from_folder
-from kvant.checkpoint.names import HF_NAMES, hf_name, is_buffer, is_computed
+from kvant.checkpoint.locate import locate
+from kvant.checkpoint.names import HF_NAMES, is_aside, is_buffer, is_computed
+from kvant.checkpoint.pooling import folder_pooling
 from kvant.checkpoint.weights import Weight
 from kvant.errors import FileFormatError, InputError, UnsupportedError
 from kvant.files.config_json import read_json
@@ -18,7 +20,6 @@ from kvant.files.tensor import StoredTensor
 
 __all__ = ["open_folder"]
 
-_EMBEDDING = f"{HF_NAMES['token_embd']}.weight"
 _HEAD = f"{HF_NAMES['output']}.weight"
 #: Elements compared at a time.
 _CHUNK = 4_000_000
@@ -39,21 +40,26 @@ def open_folder(folder: Path) -> Checkpoint:
     config, ignored = arch.from_hf(values, where)
     graph = arch.trace(config)
     content = read_folder(folder)
-    names = {ref.name: hf_name(ref) for ref in graph.weights.values()}
     other = {name: tensor.dtype for name, tensor in content.other.items()}
-    weights = match_weights(graph, content.tensors, other, names, "half", str(folder))
+    found = locate(graph, content.tensors, other, arch.name, str(folder))
+    stored = {**content.tensors, **found.made}
+    weights = match_weights(graph, stored, other, found.names, "half", str(folder))
 
-    needed = set(names.values())
-    extra = [name for name in (*content.tensors, *other) if name not in needed]
+    extra = [name for name in (*content.tensors, *other) if name not in found.used]
+    buffers = {name for name in extra if is_buffer(name)}
+    bare = [n for n in extra if found.bare and not is_aside(n, arch.name)]
+    left = bare or [n for n in extra if is_computed(n, arch.name)]
     notes: list[str] = []
     if config.tie_word_embeddings and _HEAD in content.tensors:
-        _check_tied(content.tensors[_EMBEDDING], content.tensors[_HEAD])
-        notes.append(f"{_HEAD} repeats {_EMBEDDING}, to which the config ties it; it is not used.")
-        check_unused([n for n in extra if is_computed(n) and n != _HEAD], str(folder))
-    else:
-        check_unused([n for n in extra if is_computed(n)], str(folder))
-    if buffers := [name for name in extra if is_buffer(name)]:
-        notes.append(f"{len(buffers)} stored rope frequencies follow from the config.")
+        embedding = content.tensors[found.names["token_embd.weight"]]
+        _check_tied(embedding, content.tensors[_HEAD])
+        left = [name for name in left if name != _HEAD]
+        notes.append(
+            f"{_HEAD} repeats {embedding.name}, to which the config ties it; it is not used."
+        )
+    check_unused([name for name in left if name not in buffers], str(folder))
+    if buffers:
+        notes.append(f"{len(buffers)} stored rope frequencies or masks follow from the config.")
     return Checkpoint(
         path=folder,
         format="hf",
@@ -66,6 +72,7 @@ def open_folder(folder: Path) -> Checkpoint:
         ignored=tuple(ignored),
         unused=tuple(sorted({*extra, *content.unlisted})),
         notes=tuple(notes),
+        pooling=folder_pooling(folder),
     )
 
 
@@ -98,7 +105,7 @@ def _instead(folder: Path) -> str:
 def _check_tied(embedding: StoredTensor, head: StoredTensor) -> None:
     """Make sure that ties are true: transformers 4 ignores a differing head, 5 uses it."""
     same = embedding.shape == head.shape
-    left, right = Weight(_EMBEDDING, embedding), Weight(_HEAD, head)
+    left, right = Weight(embedding.name, embedding), Weight(_HEAD, head)
     step = max(1, _CHUNK // max(1, embedding.row_length))
     with left.open() as a, right.open() as b:
         for start in range(0, embedding.rows if same else 0, step):
@@ -110,7 +117,7 @@ def _check_tied(embedding: StoredTensor, head: StoredTensor) -> None:
                 break
     if not same:
         raise UnsupportedError(
-            f"{head.path}: {_HEAD!r} should equal {_EMBEDDING!r}, to which 'tie_word_embeddings' "
-            "ties it, got other values. Set that to false in config.json if the output matrix is "
-            "meant, or remove the tensor."
+            f"{head.path}: {_HEAD!r} should equal {embedding.name!r}, to which "
+            "'tie_word_embeddings' ties it, got other values. Set that to false in config.json if "
+            "the output matrix is meant, or remove the tensor."
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvant.arch import ROPE_FACTORS, find_gguf
+from kvant.arch import find_gguf
 from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
 from kvant.checkpoint.info import info_from_gguf
+from kvant.checkpoint.pooling import gguf_pooling
 from kvant.errors import UnsupportedError
 from kvant.files.gguf import read_gguf_split
 
@@ -31,7 +32,8 @@ def open_gguf(path: Path) -> Checkpoint:
     names = {name: name for name in graph.weights}
     weights = match_weights(graph, file.tensors, {}, names, arch.gguf_rows, str(path))
     # GGUF files hold the computation and nothing else; llama.cpp refuses unknown tensors too.
-    extra = [name for name in file.tensors if name not in weights and name != ROPE_FACTORS]
+    said = arch.extra_tensors(config)
+    extra = [name for name in file.tensors if name not in weights and name not in said]
     check_unused(extra, str(path))
     parameters = sum(weight.stored.elements for weight in weights.values())
     return Checkpoint(
@@ -45,4 +47,5 @@ def open_gguf(path: Path) -> Checkpoint:
         files=tuple(part.path for part in file.parts) or (file.path,),
         ignored=tuple(ignored),
         gguf=file,
+        pooling=gguf_pooling(file, arch.gguf_name),
     )

@@ -15,13 +15,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvant.cli import bench, convert, demo, evaluate, formats, inspect, quantize, run, verify
+from kvant.cli import (
+    bench,
+    calibrate,
+    convert,
+    demo,
+    evaluate,
+    formats,
+    inspect,
+    quantize,
+    run,
+    verify,
+)
 from kvant.errors import KvantError
 from kvant.version import __version__
 
 __all__ = ["main"]
 
-_COMMANDS = (demo, run, formats, inspect, convert, quantize, evaluate, bench, verify)
+_COMMANDS = (
+    *(demo, run, formats, inspect, convert),
+    *(calibrate, quantize, evaluate, bench, verify),
+)
 
 _EXAMPLES = """\
 examples:

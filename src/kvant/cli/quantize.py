@@ -30,6 +30,11 @@ def add(commands: Commands) -> None:
         metavar="REGEX=PACKING",
         help="packing for tensors whose name has the expression; may be given several times",
     )
+    parser.add_argument(
+        "--importance",
+        metavar="FILE",
+        help="importance of each input, from `kvant calibrate` or llama.cpp (imatrix)",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -44,6 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
             arguments.output,
             threads=arguments.threads,
             tensors=arguments.tensor,
+            importance=arguments.importance,
             split_size=arguments.split_size,
             pre_tokenizer=arguments.pre_tokenizer,
             force=arguments.force,

@@ -13,13 +13,17 @@ import numpy as np
 
 from kvant import _core
 from kvant.checkpoint import Checkpoint, Weight
+from kvant.checkpoint.transforms import Transposed
 from kvant.checkpoint.weights import rotary_row_order
 from kvant.engine.kv_blocks import KvBlocks
 from kvant.engine.plan import WeightSource, as_vector, lower
 from kvant.engine.session import Engine
 from kvant.errors import InputError, NotEnoughMemoryError, UnsupportedError, UsageError
 from kvant.files.source import quote
-from kvant.graph.ir import WeightRef
+from kvant.files.tensor import StackedTensor
+from kvant.graph.ir import Node, WeightRef
+from kvant.graph.ops import Moe
+from kvant.packing import get
 
 __all__ = ["KV_TYPES", "KvTypeName", "available_memory", "load_engine"]
 
@@ -55,7 +59,9 @@ def load_engine(
         checkpoint: an unquantised folder, or a GGUF file of any packings.
         threads: by default one for each processor this process may use.
         kv_tokens: tokens of all sequences together that the cache holds; by default as many as the
-            model's context, or what half of the free memory takes, if that is less.
+            model's context, or what half of the free memory takes, if that is less. Models with
+            two sets of rope factors use those for long texts where it holds more than they were
+            first trained for.
         kv_type: how keys and values are kept: ``"f16"``, or ``"q8_0"`` in about half the memory.
         memory_limit: most bytes for weights, cache and scratch; by default what is free.
         resident: False leaves the weights in the file and builds panels as they are used: slow,
@@ -73,9 +79,13 @@ def load_engine(
     if kv_type not in KV_TYPES:
         raise UsageError(f"kv_type should be one of {', '.join(KV_TYPES)}, got {kv_type!r}.")
     _check_types(checkpoint)
-    plan = _core.Plan(_thread_count(threads), max(8, min(step_tokens, _context(checkpoint))))
+    step = _context(checkpoint)  # of an encoder, because its texts cannot be cut
+    if not checkpoint.graph.encodes:
+        step = max(8, min(step_tokens, step))
+    plan = _core.Plan(_thread_count(threads), step)
     with _Loader(checkpoint, plan, resident).open() as loader:
-        lowered = lower(checkpoint.graph, plan, loader.source(), KV_TYPES[kv_type])
+        longest = min(kv_tokens or _context(checkpoint), _context(checkpoint))
+        lowered = lower(checkpoint.graph, plan, loader.source(), KV_TYPES[kv_type], longest)
         budget = _Budget.of(checkpoint, plan, loader, kv_type, memory_limit)
         blocks = budget.blocks(kv_tokens)
         try:
@@ -96,7 +106,7 @@ def _check_types(checkpoint: Checkpoint) -> None:
     """Every matrix, before the first is touched."""
     for name, weight in checkpoint.weights.items():
         stored = weight.stored
-        if len(weight.shape) == 2 and not _core.has_panels(stored.type.id):
+        if len(weight.shape) >= 2 and not _core.has_panels(stored.type.id):
             raise UnsupportedError(
                 f"{stored.path}: tensor {quote(name)} is stored as {stored.type.name}, "
                 "which the engine cannot run. Quantise it to a packing that `kvant formats` lists."
@@ -123,6 +133,7 @@ class _Loader:
         self._files: dict[Path, int] = {}
         self._ids: dict[tuple[str, str], int] = {}
         self._matrices: list[tuple[str, _core.Weight]] = []
+        self._made = 0  # bytes of panels that are filled already
 
     @contextmanager
     def open(self) -> Iterator[_Loader]:
@@ -135,15 +146,15 @@ class _Loader:
             self._files.clear()
 
     def source(self) -> WeightSource:
-        return WeightSource(self._matrix, self._vector, self._table)
+        return WeightSource(self._matrix, self._exact, self._vector, self._table)
 
     @property
     def panel_bytes(self) -> int:
-        return sum(w.memory for _, w in self._matrices)
+        return self._made + sum(w.memory for _, w in self._matrices)
 
     def read(self, progress: Progress | None) -> None:
         """Fill the panels: all in one call, or in pieces where someone wants to see progress."""
-        total, done = self.panel_bytes, 0
+        total, done = self.panel_bytes, self._made
         step = 1 if progress is not None else max(1, len(self._matrices))
         for start in range(0, len(self._matrices), step):
             if progress is not None:
@@ -162,14 +173,33 @@ class _Loader:
     def _matrix(self, ref: WeightRef) -> int:
         if ("matrix", ref.name) not in self._ids:
             weight = self._checkpoint.weights[ref.name]
+            if isinstance(weight.stored, Transposed):
+                self._ids["matrix", ref.name] = self._plan.add_weight(self._turned(weight))
+                return self._ids["matrix", ref.name]
             order: list[int] = []
             if weight.rotary is not None and weight.rotary.order != "half":
                 rows, heads = weight.stored.rows, weight.rotary.heads
                 order = rotary_row_order(rows, heads, weight.rotary.order, "half").tolist()
-            panels = _core.Weight(self._rows(weight), order, self._resident)
+            stack = weight.shape[0] if len(weight.shape) == 3 else 1
+            panels = _core.Weight(self._rows(weight), order, self._resident, stack)
             self._matrices.append((ref.name, panels))
             self._ids["matrix", ref.name] = self._plan.add_weight(panels)
         return self._ids["matrix", ref.name]
+
+    def _turned(self, weight: Weight) -> _core.Weight:
+        """A matrix that lies in the file the other way round: read whole, whatever is asked."""
+        stored = weight.stored
+        panels = _core.Weight.of_array(stored.type.id, stored.row_length, stored.read())
+        self._made += panels.memory
+        return panels
+
+    def _exact(self, ref: WeightRef) -> int:
+        if ("exact", ref.name) not in self._ids:
+            values = np.ascontiguousarray(self._checkpoint.weights[ref.name].read_f32())
+            rows = values.view(np.uint8).reshape(len(values), -1)
+            panels = _core.Weight.of_array(get("F32").storage.id, values.shape[1], rows)
+            self._ids["exact", ref.name] = self._plan.add_weight(panels)
+        return self._ids["exact", ref.name]
 
     def _vector(self, ref: WeightRef) -> int:
         if ("vector", ref.name) not in self._ids:
@@ -183,13 +213,17 @@ class _Loader:
 
     def _rows(self, weight: Weight) -> _core.FileRows:
         stored = weight.stored
-        if stored.path not in self._files:
+        parts = stored.parts if isinstance(stored, StackedTensor) else (stored,)
+        places = [(self._file(part.path), part.offset) for part in parts]
+        return _core.FileRows(places, stored.type.id, stored.rows, stored.row_length)
+
+    def _file(self, path: Path) -> int:
+        if path not in self._files:
             try:
-                self._files[stored.path] = os.open(stored.path, os.O_RDONLY | os.O_CLOEXEC)
+                self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                raise InputError(f"{stored.path}: cannot be opened: {error.strerror}.") from None
-        fd = self._files[stored.path]
-        return _core.FileRows(fd, stored.offset, stored.type.id, stored.rows, stored.row_length)
+                raise InputError(f"{path}: cannot be opened: {error.strerror}.") from None
+        return self._files[path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +252,7 @@ class _Budget:
         )
         widest = max(node.result.width for node in checkpoint.graph.nodes[:-1])
         scratch = plan.most_tokens * widest * 16 + plan.threads * (2 << 20)  # buffers, about
+        scratch += plan.most_tokens * max(map(_expert_bytes, checkpoint.graph.nodes))
         return cls(
             str(checkpoint.path),
             _context(checkpoint),
@@ -253,6 +288,14 @@ class _Budget:
                 f"{_mb(self.limit)} are free. {room // self.block * per_block:,} tokens would fit."
             )
         return blocks
+
+
+def _expert_bytes(node: Node) -> int:
+    """Room for what a token's experts read and give, about."""
+    if not isinstance(node.op, Moe):
+        return 0
+    _, width, inner = node.op.down.shape
+    return node.op.used * (inner * 10 + width * 6)
 
 
 def _mb(count: int) -> str:

@@ -13,16 +13,23 @@ import numpy.typing as npt
 
 from kvant import _core
 from kvant.engine.kv_blocks import KvBlocks, KvSequence
-from kvant.engine.plan import LoweredPlan
-from kvant.errors import ContextError, DataError, FileFormatError, UsageError
+from kvant.engine.plan import ExpertStack, LoweredPlan
+from kvant.errors import (
+    ContextError,
+    DataError,
+    FileFormatError,
+    UnsupportedError,
+    UsageError,
+)
 
-__all__ = ["Engine", "Memory", "Rows", "Work"]
+__all__ = ["Engine", "Inputs", "Memory", "Rows", "Work"]
 
 Rows = Literal["last", "all", "none", "hidden"]
 Floats = npt.NDArray[np.float32]
 Tokens = Sequence[int] | npt.NDArray[np.integer]
 Work = Sequence[tuple[KvSequence, Tokens]]
 
+_Routing = tuple[int, npt.NDArray[np.int32], Floats | None, Floats | None]
 _EMPTY_ROWS = np.empty(0, np.int32)
 
 
@@ -38,6 +45,27 @@ class Memory:
     def total(self) -> int:
         """All together."""
         return self.weights_bytes + self.kv_bytes + self.scratch_bytes
+
+
+class Inputs(dict[str, Floats]):
+    """What linears read, by canonical name: float32 [tokens, row length].
+
+    A stack of experts has an entry in ``experts``, int32 [rows, n]: the experts that each of its
+    rows went to. Gate and up read one row a token, which goes to all of its experts; down reads a
+    row for every token and expert, token by token, so there n is 1. What expert e read is
+    ``inputs[name][(inputs.experts[name] == e).any(1)]``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts: dict[str, npt.NDArray[np.int32]] = {}
+
+    @classmethod
+    def of(cls, name: str, rows: Floats) -> Inputs:
+        """Of one plain linear."""
+        found = cls()
+        found[name] = rows
+        return found
 
 
 class Engine:
@@ -88,6 +116,12 @@ class Engine:
         """What the engine holds."""
         return Memory(self._plan.weight_bytes, self._plan.kv_bytes, self._plan.scratch_bytes)
 
+    @property
+    def encodes(self) -> bool:
+        """Whether the model is an encoder: every step then takes whole texts, and there are no
+        logits."""
+        return self._lowered.encodes
+
     def sequence(self) -> KvSequence:
         """A new, empty sequence."""
         return KvSequence(self.kv, self.context)
@@ -111,6 +145,11 @@ class Engine:
             DataError: logits are NaN or infinite; the sequences are as before the step.
             FileFormatError: the model's file has become shorter.
         """
+        if self.encodes and logits in ("last", "all"):
+            raise UnsupportedError(
+                f"{self._name}: this model encodes texts and predicts no tokens, so it has no "
+                "logits. Use its embeddings, or name a model that generates."
+            )
         entries = [(s, self._checked(tokens)) for s, tokens in work]
         if not entries:
             raise UsageError("There is nothing to do in a step without entries.")
@@ -141,6 +180,15 @@ class Engine:
                 self._check(self._plan.run_head(np.ascontiguousarray(hidden, np.float32), out))
         return out
 
+    def _check_whole(self, entries: Sequence[tuple[KvSequence, npt.NDArray[np.int32]]]) -> None:
+        """An encoder's tokens see what comes after them, so a text comes in one piece."""
+        for sequence, _ in entries:
+            if sequence.length:
+                raise UsageError(
+                    f"This model reads whole texts at once, got {sequence.length} tokens before "
+                    "these. Join them, or take a new sequence."
+                )
+
     def _reserve(self, entries: Sequence[tuple[KvSequence, npt.NDArray[np.int32]]]) -> list[int]:
         if len({id(s) for s, _ in entries}) != len(entries):
             raise UsageError("A sequence is named twice in one step; join its tokens.")
@@ -152,6 +200,8 @@ class Engine:
             if sequence.length + len(tokens) > self.context:
                 raise ContextError(sequence.length + len(tokens), self.context)
         missing = sum(s.missing_blocks(len(tokens)) for s, tokens in entries)
+        if self.encodes:
+            self._check_whole(entries)
         if missing > self.kv.free_blocks:
             self.kv.take(missing)  # raises, and says what is missing
         for sequence, tokens in entries:
@@ -166,7 +216,7 @@ class Engine:
         width = self.hidden_size if logits == "hidden" else self.vocab_size
         out = np.empty((count, width), np.float32)
         done = 0
-        for piece in _pieces(entries, self.step_tokens):
+        for piece in _pieces(entries, self.step_tokens, whole=self.encodes):
             if logits == "none":
                 rows = _EMPTY_ROWS
             elif logits == "last":
@@ -249,22 +299,48 @@ class Engine:
 
     # ---- for measuring --------------------------------------------------------------------------
 
-    def embed(self, tokens: Tokens) -> Floats:
-        """The stream before the first layer: float32 [tokens, hidden]."""
+    def embed(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
+        """The stream before the first layer: float32 [tokens, hidden].
+
+        Args:
+            tokens: of one text from its beginning, or of several, one after the other.
+            lengths: tokens of each of these; where a model adds positions it matters.
+
+        Raises:
+            ContextError: a text is longer than the model's context.
+            UsageError: no tokens, ids the vocabulary does not have, lengths that do not add up.
+        """
         ids = self._checked(tokens)
-        parts = [ids[i : i + self.step_tokens] for i in range(0, len(ids), self.step_tokens)]
-        out = []
+        lengths = [len(ids)] if lengths is None else lengths
+        if sum(lengths) != len(ids) or min(lengths) < 1:
+            raise UsageError(f"Expected lengths that add up to {len(ids)}, got {lengths}.")
+        if self._lowered.positions and max(lengths) > self.context:
+            raise ContextError(max(lengths), self.context)
+        out = np.empty((len(ids), self.hidden_size), np.float32)
+        begin = 0
         with self._lock:
-            for part in parts:
-                stream = np.empty((len(part), self.hidden_size), np.float32)
-                entries = np.array([[0, len(part), 0]], np.int64)
-                tables = np.zeros((1, -(-len(part) // _core.KV_BLOCK)), np.int32)
-                found = self._plan.step(
-                    part, entries, tables, _EMPTY_ROWS, -1, -1, None, stream, None, None, []
-                )
-                self._check(found)
-                out.append(stream)
-        return np.concatenate(out)
+            for length in lengths:
+                for first in range(0, length, self.step_tokens):
+                    count = min(self.step_tokens, length - first)
+                    rows = slice(begin + first, begin + first + count)
+                    entries = np.array([[0, count, first]], np.int64)
+                    tables = np.zeros((1, -(-(first + count) // _core.KV_BLOCK)), np.int32)
+                    found = self._plan.step(
+                        ids[rows],
+                        entries,
+                        tables,
+                        _EMPTY_ROWS,
+                        -1,
+                        -1,
+                        None,
+                        out[rows],
+                        None,
+                        None,
+                        [],
+                    )
+                    self._check(found)
+                begin += length
+        return out
 
     def run_layer(
         self,
@@ -274,7 +350,7 @@ class Engine:
         *,
         capture: Sequence[str] = (),
         advance: bool = False,
-    ) -> tuple[Floats, dict[str, Floats]]:
+    ) -> tuple[Floats, Inputs]:
         """Run one layer alone.
 
         Args:
@@ -286,7 +362,8 @@ class Engine:
             advance: count the tokens in ``length``; after the last layer of a step.
 
         Returns:
-            The stream after the layer, and the inputs by name, float32 [tokens, row length].
+            The stream after the layer, and the inputs by name, float32 [tokens, row length]; what
+            experts read, and which, is told by `Inputs`.
 
         Raises:
             UsageError: no such layer or linear, or rows that do not add up.
@@ -303,7 +380,7 @@ class Engine:
                 f"A layer takes 1 to {self.step_tokens} rows at once, some of each sequence; "
                 f"got {[count for _, count in sequences]}."
             )
-        inputs, captures = self._captures(layer, capture, rows)
+        inputs, captures, routings = self._captures(layer, capture, rows)
         tokens = np.zeros(rows, np.int32)
         out = np.empty(hidden.shape, np.float32)
         with self._lock:
@@ -319,6 +396,7 @@ class Engine:
                 None,
                 None,
                 captures,
+                routings,
             )
             self._check(found)
         if advance:
@@ -328,10 +406,15 @@ class Engine:
 
     def _captures(
         self, layer: int, names: Sequence[str], rows: int
-    ) -> tuple[dict[str, Floats], list[tuple[int, Floats]]]:
-        inputs: dict[str, Floats] = {}
+    ) -> tuple[Inputs, list[tuple[int, Floats]], list[_Routing]]:
+        inputs = Inputs()
         by_op: dict[int, Floats] = {}
+        experts: dict[int, _Routing] = {}
         for name in names:
+            stack = self._lowered.expert_ops.get(name)
+            if stack is not None and name.startswith(f"blk.{layer}."):
+                self._capture_experts(name, stack, rows, inputs, experts)
+                continue
             op = self._lowered.linear_ops.get(name)
             if op is None or not name.startswith(f"blk.{layer}."):
                 raise UsageError(f"Layer {layer} has no linear called {name!r}.")
@@ -339,17 +422,78 @@ class Engine:
                 columns = self._plan.op_columns(op)
                 by_op[op] = np.empty((rows, columns), np.float32)
             inputs[name] = by_op[op]
-        return inputs, list(by_op.items())
+        return inputs, list(by_op.items()), list(experts.values())
+
+    def _capture_experts(
+        self,
+        name: str,
+        stack: ExpertStack,
+        tokens: int,
+        inputs: Inputs,
+        experts: dict[int, _Routing],
+    ) -> None:
+        op, chosen, outer, inner = experts.get(
+            stack.op, (stack.op, np.empty((tokens, stack.used), np.int32), None, None)
+        )
+        columns = self._plan.weight(self._lowered.matrices[name]).columns
+        if stack.inner:
+            inner = np.empty((tokens * stack.used, columns), np.float32)
+            inputs[name], inputs.experts[name] = inner, chosen.reshape(-1, 1)
+        else:
+            outer = np.empty((tokens, columns), np.float32) if outer is None else outer
+            inputs[name], inputs.experts[name] = outer, chosen
+        experts[stack.op] = op, chosen, outer, inner
+
+    def head_inputs(self, hidden: Floats) -> Floats:
+        """What the head reads, of the stream after the last layer: the same shape, normed.
+
+        Args:
+            hidden: float32 [tokens, hidden], any number of rows.
+
+        Raises:
+            UsageError: rows of another length.
+        """
+        if hidden.ndim != 2 or hidden.shape[1] != self.hidden_size:
+            raise UsageError(
+                f"Expected hidden states [rows, {self.hidden_size}], got {list(hidden.shape)}."
+            )
+        out = np.empty(hidden.shape, np.float32)
+        for start in range(0, len(hidden), self.step_tokens):
+            part = np.ascontiguousarray(hidden[start : start + self.step_tokens], np.float32)
+            count = len(part)
+            entries = np.array([[0, count, 0]], np.int64)
+            tables = np.zeros((1, -(-count // _core.KV_BLOCK)), np.int32)
+            tokens, rows = np.zeros(count, np.int32), np.arange(count, dtype=np.int32)
+            beyond = self.layers  # no layer runs, only what follows them
+            with self._lock:
+                found = self._plan.step(
+                    tokens,
+                    entries,
+                    tables,
+                    rows,
+                    beyond,
+                    beyond,
+                    part,
+                    None,
+                    out[start : start + count],
+                    None,
+                    [],
+                )
+            self._check(found)
+        return out
 
     def linears(self, layer: int) -> list[str]:
-        """Canonical names of a layer's linears."""
-        return [n for n in self._lowered.linear_ops if n.startswith(f"blk.{layer}.")]
+        """Canonical names of a layer's linears, stacks of experts among them; routers are none."""
+        names = (*self._lowered.linear_ops, *self._lowered.expert_ops)
+        return [n for n in names if n.startswith(f"blk.{layer}.")]
 
     def shared_inputs(self, layer: int) -> list[list[str]]:
         """The layer's linears, those that read one input together."""
-        groups: dict[int, list[str]] = {}
+        groups: dict[tuple[int, bool], list[str]] = {}
         for name in self.linears(layer):
-            groups.setdefault(self._lowered.linear_ops[name], []).append(name)
+            stack = self._lowered.expert_ops.get(name)
+            key = (stack.op, stack.inner) if stack else (self._lowered.linear_ops[name], False)
+            groups.setdefault(key, []).append(name)
         return list(groups.values())
 
     @contextmanager
@@ -361,34 +505,53 @@ class Engine:
         Raises:
             UsageError: a name the model has no linear for, or another shape.
         """
-        ids = {}
+        old = self.replace(weights)
+        try:
+            yield
+        finally:
+            self.replace(old)
+
+    def replace(self, weights: Mapping[str, _core.Weight]) -> dict[str, _core.Weight]:
+        """Run with other weights of the same shapes from now on.
+
+        Returns:
+            Those that were in their place, by name: what puts everything back.
+
+        Raises:
+            UsageError: a name the model has no linear for, or another shape; nothing has changed.
+        """
         for name in weights:
             if name not in self._lowered.matrices:
                 raise UsageError(f"The model has no linear called {name!r}.")
-            ids[name] = self._lowered.matrices[name]
-        old = {name: self._plan.weight(i) for name, i in ids.items()}
-        try:
-            with self._lock:
-                for name, weight in weights.items():
-                    try:
-                        self._plan.set_weight(ids[name], weight)
-                    except ValueError as error:
-                        raise UsageError(f"{name}: {error}.") from None
-            yield
-        finally:
-            with self._lock:
-                for name, weight in old.items():
+        ids = {name: self._lowered.matrices[name] for name in weights}
+        old: dict[str, _core.Weight] = {}
+        with self._lock:
+            for name, weight in weights.items():
+                before = self._plan.weight(ids[name])
+                try:
                     self._plan.set_weight(ids[name], weight)
+                except ValueError as error:
+                    for done, previous in old.items():
+                        self._plan.set_weight(ids[done], previous)
+                    raise UsageError(f"{name}: {error}.") from None
+                old[name] = before
+        return old
 
 
 def _pieces(
-    entries: Sequence[tuple[KvSequence, npt.NDArray[np.int32]]], most: int
+    entries: Sequence[tuple[KvSequence, npt.NDArray[np.int32]]], most: int, *, whole: bool
 ) -> Iterator[list[tuple[KvSequence, npt.NDArray[np.int32], int, int]]]:
-    """Cut a step into pieces of at most ``most`` tokens: (sequence, tokens, start, stop)."""
+    """Cut a step into pieces of at most ``most`` tokens: (sequence, tokens, start, stop).
+
+    ``whole``: no entry is cut; none is longer than ``most``.
+    """
     piece: list[tuple[KvSequence, npt.NDArray[np.int32], int, int]] = []
     room = most
     for sequence, tokens in entries:
         start = 0
+        if whole and len(tokens) > room:
+            yield piece
+            piece, room = [], most
         while start < len(tokens):
             stop = min(len(tokens), start + room)
             piece.append((sequence, tokens, start, stop))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from kvant import _core
 from kvant.checkpoint import Checkpoint
-from kvant.graph.ops import Embedding, Linear
+from kvant.graph.ops import Embedding, Linear, Moe
 
 __all__ = ["BUFFER_BYTES", "Limit", "Limits", "MachineLimits", "Work"]
 
@@ -95,13 +95,16 @@ class Work:
     ``layers`` and ``output`` are numbers of weights that a token is multiplied with, by kind of
     arithmetic: int8 for packings, bf16 for BF16, float for other floats. Attention is left out,
     which makes the limit of long prompts a little too high. ``weight_bytes`` are read once a step,
-    however many tokens it has; ``kv_bytes`` are those of one token of context.
+    however many tokens it has; ``kv_bytes`` are those of one token of context. ``expert_bytes`` are
+    the weights of all experts, of which a token uses ``expert_share``.
     """
 
     layers: Mapping[str, int]
     output: Mapping[str, int]
     weight_bytes: int
     kv_bytes: float
+    expert_bytes: int = 0
+    expert_share: float = 0.0
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, kv_bytes: float) -> Work:
@@ -109,15 +112,28 @@ class Work:
         layers: Counter[str] = Counter()
         output: Counter[str] = Counter()
         read: dict[str, int] = {}
+        experts, share = 0, 0.0
         for node in checkpoint.graph.nodes:
             if isinstance(node.op, Embedding):  # a row a token: next to nothing
+                continue
+            if isinstance(node.op, Moe):
+                share = node.op.used / node.op.experts
+                for ref in node.op.weights:
+                    stored = checkpoint.weights[ref.name].stored
+                    kind = _FLOAT_KINDS.get(stored.type.name, "int8")
+                    if ref is node.op.router:
+                        read[ref.name] = stored.nbytes
+                        layers["float"] += stored.elements
+                    else:
+                        experts += stored.nbytes
+                        layers[kind] += round(stored.elements * share)
                 continue
             read |= {w.name: checkpoint.weights[w.name].stored.nbytes for w in node.op.weights}
             if isinstance(node.op, Linear):
                 stored = checkpoint.weights[node.op.weight.name].stored
                 kind = _FLOAT_KINDS.get(stored.type.name, "int8")
                 (output if node.layer is None else layers)[kind] += stored.elements
-        return cls(dict(layers), dict(output), sum(read.values()), kv_bytes)
+        return cls(dict(layers), dict(output), sum(read.values()), kv_bytes, experts, share)
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -138,6 +154,8 @@ class Work:
             depth: tokens of context of each, in the mean.
         """
         moved = self.weight_bytes + batch * depth * self.kv_bytes
+        # Of experts, those that any of the sequences chose, as if they chose by lot.
+        moved += self.expert_bytes * (1 - (1 - self.expert_share) ** batch)
         reading = moved / limits.bandwidth
         everything = Counter(self.layers) + Counter(self.output)
         computing = batch * _seconds(everything, limits)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from kvant.errors import FileFormatError, InputError
 from kvant.files.source import open_source, quote
 from kvant.packing.types import StorageType
 
-__all__ = ["StoredTensor"]
+__all__ = ["StackedTensor", "StoredTensor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,17 @@ class StoredTensor:
         """Bytes of the whole tensor."""
         return self.rows * self.row_bytes
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the rows lie one after another in the file, as they are read."""
+        return True
+
+    def matrix(self, index: int) -> StoredTensor:
+        """One matrix of a stack of them: the tensor ``self[index]``."""
+        rows = math.prod(self.shape[1:-1])
+        offset = self.offset + index * rows * self.row_bytes
+        return replace(self, shape=self.shape[1:], offset=offset)
+
     def read_rows(
         self, fd: int, start: int, stop: int, out: npt.NDArray[np.uint8] | None = None
     ) -> npt.NDArray[np.uint8]:
@@ -98,3 +110,52 @@ class StoredTensor:
         """Read the whole tensor: uint8 [rows, row_bytes]. Raises as ``read_rows``."""
         with open_source(self.path) as (fd, _):
             return self.read_rows(fd, 0, self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class StackedTensor(StoredTensor):
+    """Matrices of one shape and type that lie anywhere, read as one tensor [parts, ...].
+
+    ``path`` and ``offset`` are those of the first. A file that is not ``path`` is opened for the
+    length of a read, so that one descriptor is enough for whoever reads.
+    """
+
+    parts: tuple[StoredTensor, ...]
+
+    @classmethod
+    def of(cls, name: str, parts: Sequence[StoredTensor]) -> StackedTensor:
+        """Stack ``parts``; ValueError where their shapes or types differ."""
+        first = parts[0]
+        if any((p.shape, p.type) != (first.shape, first.type) for p in parts):
+            raise ValueError("parts of a stack have one shape and type")
+        shape = (len(parts), *first.shape)
+        return cls(name, first.type, shape, first.path, first.offset, tuple(parts))
+
+    @property
+    def in_place(self) -> bool:
+        """No."""
+        return False
+
+    def matrix(self, index: int) -> StoredTensor:
+        """The part."""
+        return self.parts[index]
+
+    def read_rows(
+        self, fd: int, start: int, stop: int, out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """As in the base; the rows may lie in several parts."""
+        size = (stop - start) * self.row_bytes
+        flat = np.empty(size, np.uint8) if out is None else out[:size]
+        each = self.rows // len(self.parts)
+        at = start
+        while at < stop:
+            part, row = self.parts[at // each], at % each
+            count = min(each - row, stop - at)
+            room = flat[(at - start) * self.row_bytes :]
+            if part.path == self.path:
+                part.read_rows(fd, row, row + count, room)
+            else:
+                with open_source(part.path) as (other, _):
+                    part.read_rows(other, row, row + count, room)
+            at += count
+        return flat.reshape(stop - start, self.row_bytes)

@@ -42,7 +42,8 @@ def _line(node: Node, start: int) -> str:
     op: Any = node.op  # every op is a dataclass
     inputs = ", ".join(_name(value.id, start) for value in node.inputs)
     call = f"{_name(node.result.id, start)} = {type(op).__name__.lower()}({inputs})"
-    attributes = (_attribute(field.name, getattr(op, field.name)) for field in fields(op))
+    said = (field for field in fields(op) if getattr(op, field.name) != field.default)
+    attributes = (_attribute(field.name, getattr(op, field.name)) for field in said)
     return " ".join([call, *filter(None, attributes), f"-> {node.result.width}"])
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from kvant.errors import UsageError
 from kvant.packing.floats import BF16, F16, F32
-from kvant.packing.native import BadWeight, convert_rows, dequantize, known, quantize
+from kvant.packing.native import (
+    BadWeight,
+    convert_rows,
+    dequantize,
+    known,
+    quantize,
+    quantize_weighed,
+)
 from kvant.packing.q2_k import Q2_K
 from kvant.packing.q3_k import Q3_K
 from kvant.packing.q4_0 import Q4_0
@@ -27,6 +34,7 @@ __all__ = [
     "get",
     "known",
     "quantize",
+    "quantize_weighed",
 ]
 
 _PACKINGS: tuple[Packing, ...] = (

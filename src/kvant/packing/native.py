@@ -24,9 +24,13 @@ __all__ = [
     "fit",
     "layout",
     "quantize",
+    "quantize_weighed",
     "unlayout",
     "use_isa",
 ]
+
+
+_LARGEST_HALF = np.float32(65504)
 
 
 class BadWeight(ValueError):  # noqa: N818 - not for the user: callers know the tensor and say so
@@ -125,6 +129,30 @@ def quantize(name: str, x: Floats, importance: Floats | None = None) -> Bytes:
     """Quantise float32 rows [rows, columns] to uint8 [rows, row bytes]; see `convert_rows`."""
     x = np.ascontiguousarray(x, np.float32)
     return convert_rows("F32", name, x.view(np.uint8), x.shape[1], importance)
+
+
+def quantize_weighed(name: str, x: Floats, weights: Floats, out: Bytes | None = None) -> Bytes:
+    """Quantise float32 rows with a weight for every single error, both [rows, columns].
+
+    The result is uint8 [rows, row bytes], in ``out`` if given (flat, large enough).
+
+    Raises:
+        BadWeight: a weight is NaN or infinite, or beyond 65504.
+    """
+    storage = _storage(name)
+    with np.errstate(invalid="ignore"):
+        fine = np.abs(x) <= _LARGEST_HALF
+    if not fine.all():
+        row, column = np.argwhere(~fine)[0]
+        raise BadWeight(int(row), int(column), float(x[row, column]))
+    blocks = np.ascontiguousarray(x).reshape(-1, storage.block)
+    scales = fit(name, blocks, np.ascontiguousarray(weights).reshape(blocks.shape))
+    packed = layout(name, encode(name, blocks, scales), scales)
+    if out is None:
+        return packed.reshape(len(x), -1)
+    found = out[: packed.size].reshape(len(x), -1)
+    found[...] = packed.reshape(found.shape)
+    return found
 
 
 def fit(name: str, x: Floats, importance: Floats | None = None) -> Scales:

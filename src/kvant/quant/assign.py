@@ -10,7 +10,7 @@ from kvant.errors import UsageError
 from kvant.packing import get
 from kvant.quant.recipe import ModelShape, Recipe
 
-__all__ = ["FALLBACKS", "Assignment", "Slot", "assign", "parse_override"]
+__all__ = ["FALLBACKS", "KEPT", "Assignment", "Slot", "assign", "parse_override"]
 
 FALLBACKS: dict[str, str] = {
     "Q2_K": "Q4_0",
@@ -21,6 +21,11 @@ FALLBACKS: dict[str, str] = {
 }
 """Where a row is not a whole number of 256-weight blocks, the 32-weight packing that takes the
 place; llama.cpp's rule. Where 32 does not divide the row either, F16."""
+
+
+KEPT = frozenset({"ffn_gate_inp", "position_embd", "token_types"})
+"""Roles of matrices that are kept in F32: a router is small, and decides what everything else is
+for; positions and kinds of segments are added to all that follows. llama.cpp keeps them too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +39,9 @@ class Slot:
 
     @property
     def is_matrix(self) -> bool:
-        """Vectors (norms, biases) are always kept in F32: they are small and they matter."""
-        return len(self.shape) >= 2
+        """Whether it is quantised: vectors (norms, biases) and ``KEPT`` are not, they are small and
+        they matter."""
+        return len(self.shape) >= 2 and self.role not in KEPT
 
 
 @dataclass(frozen=True, slots=True)

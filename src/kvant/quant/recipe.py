@@ -35,6 +35,7 @@ class ModelShape:
     layers: int
     queries_per_kv_head: int
     tied_output: bool
+    experts: int = 0
 
     @property
     def is_70b(self) -> bool:
@@ -44,6 +45,18 @@ class ModelShape:
             or (self.architecture == "llama" and self.queries_per_kv_head > 1)
         )
 
+
+_EIGHT_EXPERTS = {"attn_v": "Q8_0", "attn_k": "Q8_0"}
+"""llama.cpp's choice where there are eight experts, Mixtral above all: attention is so small beside
+them that keys and values at 8 bits cost next to nothing."""
+
+_EIGHT_EXPERTS_OUTPUT = frozenset(
+    (
+        *("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M"),
+        *("IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS"),
+    )
+)
+"""The recipes that give such a model's attention output Q5_K."""
 
 _LIFT_70B = {"Q3_K": "Q5_K", "Q4_K": "Q5_K"}
 """In those models the value projection is an eighth of the query's: bits for it cost nothing."""
@@ -65,7 +78,7 @@ class Rule:
     def fits(self, role: str, layer: int | None, shape: ModelShape) -> bool:
         """Whether the rule decides for a tensor of ``role`` in ``layer``."""
         return (
-            role in self.roles
+            role.removesuffix("_exps") in self.roles
             and shape.queries_per_kv_head >= self.min_queries_per_kv_head
             and (self.layers == "all" or (layer is not None and self._has(layer, shape.layers)))
         )
@@ -141,6 +154,11 @@ class Recipe:
             if row_length % get(self.base).block and self.output_fallback is not None:
                 return self.output_fallback
             return self.output
+        if shape.experts == 8 and self.quantised:
+            if role in _EIGHT_EXPERTS:
+                return _EIGHT_EXPERTS[role]
+            if role == "attn_output":
+                return "Q5_K" if self.name in _EIGHT_EXPERTS_OUTPUT else self.base
         packing = next((r.packing for r in self.rules if r.fits(role, layer, shape)), self.base)
         if role in ("attn_v", "attn_qkv") and shape.is_70b:
             return _LIFT_70B.get(packing, packing)

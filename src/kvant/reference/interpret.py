@@ -7,6 +7,7 @@ that scores stay small, and elementwise steps reuse their memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,25 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.graph.ir import WeightRef
-from kvant.graph.ops import Add, Attention, Embedding, Fold, Linear, RmsNorm, Rope, SwiGlu
+from kvant.graph.ops import (
+    Add,
+    Attention,
+    Embedding,
+    Fold,
+    GeGlu,
+    Gelu,
+    LayerNorm,
+    Linear,
+    Moe,
+    Positions,
+    RmsNorm,
+    Rope,
+    Row,
+    Scale,
+    Slice,
+    SoftCap,
+    SwiGlu,
+)
 
 __all__ = ["Interpreter"]
 
@@ -46,6 +65,16 @@ class Interpreter(Fold[Array]):
         """Rows of the table."""
         return self._rows(op.weight, tokens.reshape(-1)).reshape(*tokens.shape, -1)
 
+    def positions(self, op: Positions, tokens: Array) -> Array:
+        """The table's first rows, the same for every sequence."""
+        rows = self._rows(op.weight, np.arange(tokens.shape[-1]))
+        return np.broadcast_to(rows, (*tokens.shape, rows.shape[-1]))
+
+    def row(self, op: Row, tokens: Array) -> Array:
+        """One row, the same for every token."""
+        row = self._rows(op.weight, np.array([op.index]))
+        return np.broadcast_to(row, (*tokens.shape, row.shape[-1]))
+
     def linear(self, op: Linear, x: Array) -> Array:
         """One product for all tokens of all sequences."""
         y: Array = x.reshape(-1, x.shape[-1]) @ self._weight(op.weight).T
@@ -61,25 +90,37 @@ class Interpreter(Fold[Array]):
         y *= self._weight(op.weight)
         return y.reshape(x.shape)
 
+    def layer_norm(self, op: LayerNorm, x: Array) -> Array:
+        """Over the last axis."""
+        n = np.float32(x.shape[-1])
+        y: Array = x - x.sum(axis=-1, keepdims=True) / n
+        variance = np.einsum("...i,...i->...", y, y)[..., None] / n
+        y /= np.sqrt(variance + np.float32(op.eps))
+        y *= self._weight(op.weight)
+        if op.bias is not None:
+            y += self._weight(op.bias)
+        return y
+
     def rope(self, op: Rope, x: Array) -> Array:
-        """Turn pairs (i, i + head_dim / 2) of every head."""
+        """Turn pairs (i, i + turned / 2) of every head."""
         cos, sin = self._cos_sin(op, x.shape[-2])
-        heads = x.reshape(*x.shape[:-1], op.heads, 2, -1)
-        first, second = heads[..., 0, :], heads[..., 1, :]
-        y = np.empty_like(heads)
-        y[..., 0, :] = first * cos - second * sin
-        y[..., 1, :] = second * cos + first * sin
+        heads = x.reshape(*x.shape[:-1], op.heads, -1)
+        half = op.turned // 2
+        first, second = heads[..., :half], heads[..., half : op.turned]
+        y = heads.copy()
+        y[..., :half] = first * cos - second * sin
+        y[..., half : op.turned] = second * cos + first * sin
         return y.reshape(x.shape)
 
     def _cos_sin(self, op: Rope, n: int) -> tuple[Array, Array]:
-        """Of every position and pair: float32 [n, 1, head_dim / 2], by way of float64."""
+        """Of every position and pair: float32 [n, 1, turned / 2], by way of float64."""
         if (op, n) not in self._turns:
-            if len(self._turns) > 3:  # queries and keys, of one length: all else is out of date
+            if len(self._turns) > 7:  # queries and keys, in two ways: all else is out of date
                 self._turns.clear()
-            angles = np.arange(n)[:, None, None] * op.frequencies
+            angles = np.arange(n)[:, None, None] * op.frequencies(n)
             self._turns[op, n] = (
-                np.cos(angles).astype(np.float32),
-                np.sin(angles).astype(np.float32),
+                (np.cos(angles) * op.magnitude).astype(np.float32),
+                (np.sin(angles) * op.magnitude).astype(np.float32),
             )
         return self._turns[op, n]
 
@@ -95,12 +136,20 @@ class Interpreter(Fold[Array]):
         tile = min(128, max(8, _ONE_THREAD // (n * op.state.head_dim)))
         for start in range(0, n, tile):
             stop = min(start + tile, n)
-            scores = (q[..., start:stop, :] * np.float32(op.scale)) @ k[..., :stop]
-            later = np.triu(np.ones((stop - start, stop - start), bool), 1)
-            scores[..., start:stop][..., later] = -np.inf
+            first = max(0, start - op.window + 1) if op.window else 0
+            seen = stop if op.causal else n
+            scores = (q[..., start:stop, :] * np.float32(op.scale)) @ k[..., first:seen]
+            if op.soft_cap:
+                scores = _soft_cap(scores, op.soft_cap)
+            if op.causal:
+                later = np.triu(np.ones((stop - start, stop - start), bool), 1)
+                scores[..., start - first :][..., later] = -np.inf
+            if op.window:
+                behind = np.arange(start, stop)[:, None] - np.arange(first, seen)
+                scores[..., behind >= op.window] = -np.inf
             scores -= scores.max(axis=-1, keepdims=True)
             np.exp(scores, out=scores)
-            mixed = scores @ v[..., :stop, :] / scores.sum(axis=-1, keepdims=True)
+            mixed = scores @ v[..., first:seen, :] / scores.sum(axis=-1, keepdims=True)
             out[:, start:stop] = mixed.transpose(0, 3, 1, 2, 4)
         return out.reshape(batch, n, width)
 
@@ -113,6 +162,59 @@ class Interpreter(Fold[Array]):
         y *= up
         return y
 
+    def geglu(self, op: GeGlu, gate: Array, up: Array) -> Array:
+        """Gelu of ``gate`` by tanh, times ``up``."""
+        return self.gelu(Gelu(tanh=True), gate) * up
+
+    def gelu(self, op: Gelu, x: Array) -> Array:
+        """In float32 by tanh; the error function goes element by element through the library."""
+        if not op.tanh:
+            wide = x.astype(np.float64).reshape(-1)
+            errors = np.fromiter(map(math.erf, (wide * 0.5**0.5).tolist()), np.float64, wide.size)
+            return (0.5 * wide * (1 + errors)).astype(np.float32).reshape(x.shape)
+        with np.errstate(over="ignore"):  # of x cubed, where tanh is one
+            inner = np.float32((2 / math.pi) ** 0.5) * (x + np.float32(0.044715) * x * x * x)
+        y: Array = np.float32(0.5) * x * (1 + np.tanh(inner))
+        return y
+
+    def scale(self, op: Scale, x: Array) -> Array:
+        """Elementwise."""
+        y: Array = x * np.float32(op.factor)
+        return y
+
+    def soft_cap(self, op: SoftCap, x: Array) -> Array:
+        """Elementwise."""
+        return _soft_cap(x, op.cap)
+
+    def slice(self, op: Slice, x: Array) -> Array:
+        """A part of the last axis."""
+        return x[..., op.start : op.start + op.width]
+
+    def moe(self, op: Moe, x: Array) -> Array:
+        """Expert by expert, over the tokens that chose it."""
+        rows = x.reshape(-1, x.shape[-1])
+        scores = rows @ self._weight(op.router).T
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        chosen = np.argsort(-shares, axis=-1, kind="stable")[:, : op.used]
+        share = np.take_along_axis(shares, chosen, -1)
+        if op.normalise:
+            share /= share.sum(-1, keepdims=True)
+        gates, ups, downs = map(self._weight, (op.gate, op.up, op.down))
+        y = np.zeros_like(rows)
+        for expert in range(op.experts):
+            token, rank = np.nonzero(chosen == expert)
+            if len(token):
+                some = rows[token]
+                inner = self.swiglu(SwiGlu(), some @ gates[expert].T, some @ ups[expert].T)
+                y[token] += share[token, rank, None] * (inner @ downs[expert].T)
+        return y.reshape(x.shape)
+
     def add(self, op: Add, left: Array, right: Array) -> Array:
         """Elementwise."""
         return left + right
+
+
+def _soft_cap(x: Array, cap: float) -> Array:
+    y: Array = np.tanh(x / np.float32(cap)) * np.float32(cap)
+    return y

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.checkpoint import Checkpoint, Weight
-from kvant.errors import UsageError
+from kvant.errors import UnsupportedError, UsageError
 from kvant.graph.ir import Value, WeightRef
-from kvant.graph.ops import Linear, run
+from kvant.graph.ops import Linear, output_head, run
 from kvant.reference.interpret import Interpreter
 
 __all__ = ["ReferenceModel", "Tile"]
@@ -44,10 +44,11 @@ class ReferenceModel:
         self._weights = checkpoint.weights
         self._cache: dict[str, Array] | None = {} if cache else None
         self._fold = Interpreter(self._weight, self._rows)
-        last = self.graph.nodes[-1]
-        if not isinstance(last.op, Linear):
-            raise ValueError("a language model's graph ends in a linear")
-        self._head, self._head_input = last.op, last.inputs[0]
+        self._head: tuple[Linear, Value] | None = None
+        if not self.graph.encodes:
+            head, self._after_head = output_head(self.graph)
+            assert isinstance(head.op, Linear)
+            self._head = head.op, head.inputs[0]
 
     def logits(
         self, tokens: npt.ArrayLike, *, first_row: int = 0, tile_rows: int | None = None
@@ -65,11 +66,17 @@ class ReferenceModel:
         Raises:
             UsageError: ids out of range, or no tokens.
             DataError: NaN or infinity in the weights.
+            UnsupportedError: the model is an encoder.
         """
+        if self._head is None:
+            raise UnsupportedError(
+                "This model encodes texts and predicts no tokens, so it has no logits. Use its "
+                "embeddings."
+            )
         ids = self._checked(tokens)
         step = tile_rows or max(1, _TILE_ELEMENTS // self.vocab_size)
-        hidden = self._run(ids, self._head_input)
-        head = self._head
+        head, hidden_value = self._head
+        hidden = self._run(ids, hidden_value)
         weight = self._weight(head.weight).T
         bias = None if head.bias is None else self._weight(head.bias)
         for sequence, rows in enumerate(hidden):
@@ -77,10 +84,15 @@ class ReferenceModel:
                 logits = rows[row : row + step] @ weight
                 if bias is not None:
                     logits += bias
+                for node in self._after_head:
+                    logits = node.op.accept(self._fold, [logits])
                 yield Tile(sequence, row, logits)
 
     def forward(self, tokens: npt.ArrayLike) -> Array:
-        """All logits at once: integers [batch, n] -> float32 [batch, n, vocabulary]."""
+        """All logits at once: integers [batch, n] -> float32 [batch, n, vocabulary].
+
+        Of an encoder, the states: [batch, n, hidden].
+        """
         return self._run(self._checked(tokens), self.graph.output)
 
     def generate(self, prompt: Sequence[int], count: int) -> list[int]:

@@ -22,6 +22,7 @@ from kvant.files.source import quote
 from kvant.tokenizer import pretokenizers
 from kvant.tokenizer.byte_alphabet import decode_bytes
 from kvant.tokenizer.definition import (
+    SPACE,
     TokenizerDefinition,
     TokenType,
     check_merges,
@@ -29,14 +30,12 @@ from kvant.tokenizer.definition import (
 )
 from kvant.tokenizer.specials import always_control
 from kvant.tokenizer.spm import ScoreMerger, merges_from_scores
+from kvant.tokenizer.wordpiece import WordPieces
 
 if TYPE_CHECKING:
     import tokenizers
 
 __all__ = ["SPACE", "Tokenizer", "build", "byte_token", "vocabulary"]
-
-#: How SentencePiece vocabularies write a space.
-SPACE = "▁"
 
 _EMPTY_MODEL: dict[str, object] = {"type": "BPE", "vocab": {}, "merges": []}
 
@@ -73,9 +72,13 @@ class Tokenizer:
         self.vocab_size = len(d.tokens)
         self.bos_id = d.token_id("bos")
         self.eos_id = d.token_id("eos")
-        self._by_score = d.model == "llama"
+        self._merge: Callable[[str], list[int]]
+        self._by_score, self._by_words = d.model == "llama", d.model == "bert"
         vocab = vocabulary(d)
-        if self._by_score:
+        if self._by_words:
+            self._merge = WordPieces(d, vocab)
+            add_bos, self._prefix = True, " "  # a word's piece is written with a space before it
+        elif self._by_score:
             self._merge = _merger_by_score(d, vocab)
             add_bos = True
             self._prefix = " " if d.add_space_prefix in (None, True) else ""
@@ -85,6 +88,9 @@ class Tokenizer:
             self._prefix = ""
         self._first = _ends(d, "bos", self.bos_id, add_bos if d.add_bos is None else d.add_bos)
         self._last = _ends(d, "eos", self.eos_id, bool(d.add_eos))
+        if self._by_words:  # llama.cpp asks no flags for this kind
+            self._first = _ends(d, "bos", self.bos_id, True)
+            self._last = _ends(d, "sep", d.token_id("sep"), True)
         self._types = _effective_types(d, vocab)
         self._cut = _longest_first(d, self._types, {TokenType.USER_DEFINED})
         self._cut_all = _longest_first(
@@ -149,7 +155,7 @@ class Tokenizer:
             return _byte_of(text)
         if kind != TokenType.NORMAL:
             return b""
-        if self._by_score:
+        if self._by_score or self._by_words:
             return text.replace(SPACE, " ").encode()
         raw = decode_bytes(text)
         return text.encode() if raw is None else raw

@@ -17,12 +17,16 @@ __all__ = [
     "MAX_MERGES",
     "MAX_TOKENS",
     "MAX_TOKEN_CHARS",
+    "SPACE",
     "SPECIALS",
     "TokenType",
     "TokenizerDefinition",
     "check_merges",
     "split_merges",
 ]
+
+SPACE = "▁"
+"""How SentencePiece and WordPiece vocabularies write a space."""
 
 #: The largest published vocabularies of decoders have 262,144 tokens.
 MAX_TOKENS = 1 << 19
@@ -51,6 +55,12 @@ SPECIALS = (
 )
 
 
+_DEFAULT_IDS = {
+    "llama": {"unk": 0, "bos": 1, "eos": 2},
+    "bert": {"bos": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103},
+}
+
+
 class TokenType(IntEnum):
     """What a token is for. The numbers are GGUF's (and SentencePiece's)."""
 
@@ -69,8 +79,10 @@ class TokenizerDefinition:
 
     ``model`` is ``"gpt2"`` (byte-level BPE: ``merges`` in order of rank, tokens in GPT-2's byte
     alphabet) or ``"llama"`` (SentencePiece-style BPE: the pair whose union has the highest of
-    ``scores`` [vocab] merges first, bytes are the fallback, ``▁`` stands for a space). ``pre`` is
-    llama.cpp's name of the pre-tokenizer, ``"default"`` for ``"llama"``.
+    ``scores`` [vocab] merges first, bytes are the fallback, ``▁`` stands for a space), or
+    ``"bert"`` (WordPiece: words are cut into the longest pieces there are, ``▁`` begins a word,
+    text is lowercased and accents are taken away where the flags do not say no). ``pre`` is
+    llama.cpp's name of the pre-tokenizer, ``"default"`` for all but ``"gpt2"``.
 
     ``tokens[i]`` and ``token_types[i]`` (int32 [vocab]) belong to id i. ``special_ids`` maps names
     of ``SPECIALS`` to ids. The ``add_*`` flags are None where the source does not say; what
@@ -96,6 +108,8 @@ class TokenizerDefinition:
     add_sep: bool | None = None
     add_space_prefix: bool | None = None
     remove_extra_whitespaces: bool | None = None
+    lowercase: bool | None = None
+    strip_accents: bool | None = None
     chat_template: str | None = None
     chat_templates: dict[str, str] = field(default_factory=dict)
     end_ids: tuple[int, ...] = ()
@@ -118,8 +132,8 @@ class TokenizerDefinition:
                 )
 
     def token_id(self, name: str) -> int | None:
-        """The id of special token ``name``, with llama.cpp's defaults for SentencePiece models."""
-        default = {"unk": 0, "bos": 1, "eos": 2}.get(name) if self.model == "llama" else None
+        """The id of special token ``name``, with llama.cpp's defaults for the kind of tokenizer."""
+        default = _DEFAULT_IDS.get(self.model, {}).get(name)
         found = self.special_ids.get(name, default)
         return found if found is not None and found < len(self.tokens) else None
 

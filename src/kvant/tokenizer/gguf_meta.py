@@ -56,6 +56,8 @@ _FLAG_KEYS = {
     "add_sep": "add_sep_token",
     "add_space_prefix": "add_space_prefix",
     "remove_extra_whitespaces": "remove_extra_whitespaces",
+    "lowercase": "normalizer.lowercase",
+    "strip_accents": "normalizer.strip_accents",
 }
 
 
@@ -94,10 +96,11 @@ def from_metadata(file: GgufFile) -> TokenizerDefinition:
     """
     where = str(file.path)
     model = file.get_str(_PREFIX + "model")
-    if model not in ("gpt2", "llama"):
+    if model not in ("gpt2", "llama", "bert"):
         raise UnsupportedError(
             f"{where}: the tokenizer is of kind {quote(model)}; kvant reads 'gpt2' (byte-level "
-            "BPE) and 'llama' (SentencePiece BPE). Use a model with one of these."
+            "BPE), 'llama' (SentencePiece BPE) and 'bert' (WordPiece). Use a model with one of "
+            "these."
         )
     tokens = file.get_strings(_PREFIX + "tokens")
     by_score = model == "llama"
@@ -108,7 +111,7 @@ def from_metadata(file: GgufFile) -> TokenizerDefinition:
         types = np.full(len(tokens), TokenType.NORMAL, np.int32)
     if scores is None and by_score:
         scores = np.zeros(len(tokens), np.float32)
-    pre = "default" if by_score else file.get_str(_PREFIX + "pre", None)
+    pre = "default" if model != "gpt2" else file.get_str(_PREFIX + "pre", None)
     notes = ("The file names no pre-tokenizer; llama.cpp takes 'default' then.",)
     ids = {n: file.get_int(_PREFIX + k, None) for n, k in _ID_KEYS.items()}
     special_ids = {n: i for n, i in ids.items() if i is not None}
@@ -119,7 +122,7 @@ def from_metadata(file: GgufFile) -> TokenizerDefinition:
         tokens=tokens,
         token_types=types,
         scores=scores,
-        merges=None if by_score else file.get_strings(_PREFIX + "merges"),
+        merges=None if model != "gpt2" else file.get_strings(_PREFIX + "merges"),
         special_ids=special_ids,
         **{n: file.get_bool(_PREFIX + k, None) for n, k in _FLAG_KEYS.items()},
         chat_template=file.get_str(_TEMPLATE, None),

@@ -1,8 +1,9 @@
 """A tokenizer from a Hugging Face folder.
 
-Two kinds are read. Byte-level BPE needs tokenizer.json; what its pre-tokenizer computes decides
+Three kinds are read. Byte-level BPE needs tokenizer.json; what its pre-tokenizer computes decides
 the name that llama.cpp knows it by. SentencePiece-style BPE needs tokenizer.model, or a
-tokenizer.json with byte fallback. Which kind a file is follows from its own definition.
+tokenizer.json with byte fallback. WordPiece, which ``hf_wordpiece.py`` reads, needs tokenizer.json
+or vocab.txt. Which kind a file is follows from its own definition.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from kvant.tokenizer.hf_vocab import (
     of_merges,
     of_pieces,
 )
+from kvant.tokenizer.hf_wordpiece import is_wordpiece, read_wordpiece
 from kvant.tokenizer.sentencepiece import read_sentencepiece
 from kvant.tokenizer.specials import END_TEXTS
 
@@ -72,9 +74,11 @@ def from_folder(
         return _byte_level(sources, vocab_size, pre)
     if pre is not None:
         raise UsageError(
-            f"{folder}: the tokenizer is of SentencePiece's kind, which has no pre-tokenizer; "
-            "leave --pre-tokenizer out."
+            f"{folder}: the tokenizer is of SentencePiece's or WordPiece's kind, which has no "
+            "pre-tokenizer of its own; leave --pre-tokenizer out."
         )
+    if is_wordpiece(sources):
+        return read_wordpiece(sources, vocab_size)
     if sources.model_path.is_file() or sources.tokenizer_path.is_file():
         return _sentencepiece(sources, vocab_size)
     raise InputError(

@@ -12,7 +12,18 @@ from kvant.files.config_json import parse_json, read_json
 from kvant.files.source import quote
 from kvant.tokenizer.reading import read_bytes
 
-__all__ = ["AddedToken", "Sources", "has_tokenizer", "load_sources", "read_object", "wrong"]
+__all__ = [
+    "TOKENIZER_FILES",
+    "AddedToken",
+    "Sources",
+    "has_tokenizer",
+    "load_sources",
+    "read_object",
+    "wrong",
+]
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt")
+"""Files of which one is enough for a tokenizer."""
 
 #: The largest published tokenizer.json of a Llama or Qwen takes 28 MB. Beyond ASCII, text may
 #: take four bytes a character in memory, which is what the second limit counts.
@@ -109,7 +120,7 @@ def _added(where: Path, entry: object, token: object) -> AddedToken:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether ``folder`` has a tokenizer that ``from_folder`` would read."""
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from kvant.errors import UnsupportedError
 from kvant.tokenizer import pretokenizers
 from kvant.tokenizer.build import SPACE, vocabulary
 from kvant.tokenizer.definition import TokenizerDefinition, TokenType, split_merges
+from kvant.tokenizer.hf_wordpiece import to_wordpiece_json
 from kvant.tokenizer.spm import merges_from_scores
 
 __all__ = ["to_hf_config", "to_hf_json"]
@@ -38,6 +39,9 @@ def to_hf_json(definition: TokenizerDefinition) -> dict[str, Any]:
         for t, i in vocabulary(d).items()
         if t != f"[PAD{i}]" or d.token_types[i] != TokenType.UNUSED
     }
+    if d.model == "bert":
+        head = {"version": "1.0", "truncation": None, "padding": None}
+        return {**head, "added_tokens": _added_tokens(d), **to_wordpiece_json(d, vocab)}
     parts = _by_score(d, vocab) if d.model == "llama" else _of_bytes(d, vocab)
     return {
         "version": "1.0",
@@ -67,6 +71,12 @@ def to_hf_config(definition: TokenizerDefinition) -> dict[str, Any]:
     """The content of tokenizer_config.json: special tokens by name, flags, the chat template."""
     d = definition
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if d.model == "bert":
+        config |= {"tokenizer_class": "BertTokenizer", "do_lower_case": d.lowercase is not False}
+        config |= {
+            "strip_accents": d.strip_accents is not False,
+            "cls_token": d.tokens[d.token_id("bos") or 0],
+        }
     for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
         token = d.token_id(name)
         if token is not None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from kvant.arch import RowOrder
+from kvant.calibration.imatrix import importance_bytes
+from kvant.calibration.importance import Importance
 from kvant.checkpoint import Checkpoint, Weight, rotary_row_order
+from kvant.checkpoint.pooling import POOLING_KEY, POOLING_TYPES
 from kvant.checkpoint.sampling import sampling_of
 from kvant.errors import UsageError
 from kvant.files.gguf import (
@@ -45,11 +50,13 @@ from kvant.version import __version__
 __all__ = [
     "CHECKSUMS",
     "METADATA",
+    "SEARCHED",
     "TABLE",
     "ModelKeys",
     "Plan",
     "PlannedTensor",
     "Shard",
+    "importance_keys",
     "model_metadata",
     "plan_export",
     "table_checksum",
@@ -65,6 +72,9 @@ Where it is not that of the file, another tool wrote the file and only copied ou
 METADATA = "kvant.metadata.xxh64"
 """Metadata key: the XXH64 of all other metadata of the (first) file as it is stored, checksums
 excepted."""
+
+SEARCHED = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
+"""Packings whose scales are searched for, so that importance makes a difference."""
 
 _QUANTISATION_VERSION = 2  # of ggml's block layouts, unchanged since May 2023
 
@@ -82,6 +92,8 @@ class PlannedTensor:
     weight: Weight | None
     values: npt.NDArray[np.float32] | None = None
     row_order: npt.NDArray[np.intp] | None = None
+    importance: npt.NDArray[np.float32] | None = None
+    """Of each column, where it is known and the tensor is quantised."""
 
     @property
     def name(self) -> str:
@@ -173,6 +185,7 @@ def plan_export(
     overrides: Sequence[str] = (),
     split_size: int | None = None,
     model: ModelKeys | None = None,
+    importance: Importance | None = None,
 ) -> Plan:
     """Decide every tensor's packing and every byte of the header but the checksums.
 
@@ -183,6 +196,7 @@ def plan_export(
         split_size: bytes a file may hold before the next one is begun.
         model: the model's keys if they are known already (`model_metadata`); computing them
             reads the tokenizer.
+        importance: what to weigh errors by, of this model (`calibration.belonging`).
 
     Raises:
         UsageError: an override or the split size does not suit the model.
@@ -195,10 +209,19 @@ def plan_export(
         PlannedTensor(a, sources[a.slot.name].weight, sources[a.slot.name].values)
         for a in assign(recipe, slots, _model_shape(checkpoint), parsed)
     ]
-    tensors = [replace(t, row_order=_row_order(checkpoint, t.weight)) for t in tensors]
+    tensors = [
+        replace(
+            t,
+            row_order=_row_order(checkpoint, t.weight),
+            importance=_importance(importance, t.assignment),
+        )
+        for t in tensors
+    ]
     if model is None:
         model = model_metadata(checkpoint)
     keys = _recipe_metadata(recipe, overrides, {t.assignment.packing for t in tensors})
+    if importance is not None and any(t.importance is not None for t in tensors):
+        keys |= importance_keys(importance)
     keys[TABLE] = uint64(table_checksum(t.spec for t in tensors))
     shards = tuple(_shards(tensors, model, keys, split_size))
     return Plan(checkpoint, recipe, tuple(overrides), shards, model.notes)
@@ -242,6 +265,9 @@ def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) 
         **sampling,
         **keys,
     }
+    if checkpoint.pooling is not None:
+        key = f"{checkpoint.architecture.gguf_name}.{POOLING_KEY}"
+        keys[key] = uint32(POOLING_TYPES[checkpoint.pooling])
     tokenizer = checkpoint.tokenizer(pre=pre_tokenizer)
     if tokenizer is not None:
         from kvant.tokenizer.gguf_meta import to_metadata
@@ -277,13 +303,38 @@ def _recipe_metadata(
     }
     if packings - FLOATS:
         keys["general.quantization_version"] = uint32(_QUANTISATION_VERSION)
-        searched = any(packing.endswith("_K") for packing in packings)
+        searched = bool(packings & SEARCHED)
         keys["kvant.method"] = string("scale search" if searched else "plain formula")
     if recipe not in PRESETS:  # a preset's name says it all
         keys["kvant.recipe.definition"] = string(json.dumps(recipe.to_json(), sort_keys=True))
     if overrides:
         keys["kvant.recipe.overrides"] = strings(overrides)
     return keys
+
+
+def importance_keys(importance: Importance) -> dict[str, Value]:
+    """What a file says of the importance it was made with: llama.cpp's keys, and a checksum."""
+    digest = importance.sha256 or hashlib.sha256(importance_bytes(importance)).hexdigest()
+    keys = {
+        "kvant.method": string("weighted scale search"),
+        "kvant.importance.sha256": string(digest),
+        "quantize.imatrix.entries_count": uint32(len(importance.sums)),
+        "quantize.imatrix.chunks_count": uint32(importance.chunks),
+    }
+    if importance.file:
+        keys["quantize.imatrix.file"] = string(importance.file)
+    if importance.datasets:
+        keys["quantize.imatrix.dataset"] = string(Path(importance.datasets[0]).name)
+    return keys
+
+
+def _importance(
+    importance: Importance | None, assignment: Assignment
+) -> npt.NDArray[np.float32] | None:
+    """A tensor's importance, where its packing searches for scales; formulas take none."""
+    if importance is None or assignment.packing not in SEARCHED:
+        return None
+    return importance.for_tensor(assignment.slot.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,10 +355,11 @@ def _sources(checkpoint: Checkpoint) -> Iterator[_Source]:
 def _model_shape(checkpoint: Checkpoint) -> ModelShape:
     c = checkpoint.config
     return ModelShape(
-        architecture=checkpoint.architecture.name,
+        architecture=checkpoint.architecture.gguf_name,
         layers=c.num_hidden_layers,
         queries_per_kv_head=c.num_attention_heads // c.num_key_value_heads,
         tied_output=c.tie_word_embeddings,
+        experts=getattr(c, "num_experts", 0),
     )
 
 

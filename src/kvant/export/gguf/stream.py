@@ -27,6 +27,7 @@ from kvant.files.source import open_source
 from kvant.files.tensor import StoredTensor
 from kvant.packing import BadWeight, convert_rows
 from kvant.packing.types import StorageType
+from kvant.quant.pack import pack_rows
 
 __all__ = ["Progress", "TensorJob", "stream"]
 
@@ -58,6 +59,8 @@ class TensorJob:
     ``source`` holds the rows as they lie in a file, or as float32 in memory. ``row_order``
     reorders the rows of each run of ``len(row_order)`` rows: new row i is old row
     ``row_order[i]``. The result, of type ``target``, starts at ``offset`` of ``file``.
+    ``importance`` is float32 [columns], or for a stack of experts one such row for each,
+    [experts, columns].
     """
 
     name: str
@@ -275,9 +278,37 @@ class _Stream:
                 for at in range(0, len(rows), step):
                     convert_rows(kind, "F32", rows[at : at + step], job.columns)
                 return rows
-            return convert_rows(kind, job.target.name, rows, job.columns, job.importance, target)
+            return self._packed(job, kind, rows, start, target)
         except BadWeight as bad:
             raise self._bad_weight(job, start + at, bad) from None
+
+    @staticmethod
+    def _packed(
+        job: TensorJob,
+        kind: str,
+        rows: npt.NDArray[np.uint8],
+        start: int,
+        target: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.uint8]:
+        """Rows in the target's packing; those of one expert at a time where each has its own
+        importance."""
+        importance = job.importance
+        if importance is None or importance.ndim == 1:
+            return pack_rows(kind, job.target.name, rows, job.columns, importance, target)
+        each, width = job.rows // len(importance), job.target.row_bytes(job.columns)
+        at = 0
+        while at < len(rows):
+            expert = (start + at) // each
+            stop = min(len(rows), (expert + 1) * each - start)
+            room = target[at * width : stop * width]
+            try:
+                pack_rows(
+                    kind, job.target.name, rows[at:stop], job.columns, importance[expert], room
+                )
+            except BadWeight as bad:
+                raise BadWeight(at + bad.row, bad.column, bad.value) from None
+            at = stop
+        return target[: len(rows) * width].reshape(len(rows), width)
 
     @staticmethod
     def _read_ahead(job: TensorJob, fd: int, start: int) -> None:

@@ -67,7 +67,7 @@ def write_plan(
 
 def _jobs(shard: Shard, file: AtomicFile) -> list[TensorJob]:
     return [
-        TensorJob(t.name, _source(t), t.spec.type, file, offset, t.row_order)
+        TensorJob(t.name, _source(t), t.spec.type, file, offset, t.row_order, t.importance)
         for t, offset in zip(shard.tensors, shard.offsets, strict=True)
     ]
 

@@ -23,7 +23,7 @@ def evenly_spaced(packing: Packing) -> bool:
     grid = getattr(packing, "grid", None)
     if isinstance(grid, (AffineGrid, SymmetricGrid)):
         return True
-    return packing.name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+    return packing.name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
 
 def carry(

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvant.api.calibration import calibration_chunks
+from kvant.api.effort import Effort, EffortName, effort_keys, effort_of, prepared
 from kvant.api.source import Source, open_source, threads_or_default
 from kvant.calibration.belongs import belonging
+from kvant.calibration.collect import collect_importance
 from kvant.calibration.imatrix import read_importance
 from kvant.calibration.importance import Importance
+from kvant.calibration.texts import Chunks
 from kvant.checkpoint import Checkpoint
 from kvant.errors import OutputError, UsageError
 from kvant.export.gguf.plan import SEARCHED, Plan, PlannedTensor, model_metadata, plan_export
 from kvant.export.gguf.stream import Progress
-from kvant.export.gguf.write import write_plan
+from kvant.export.gguf.write import refuse_outputs, write_plan
 from kvant.quant.presets import preset
 from kvant.quant.recipe import Recipe
 
@@ -121,13 +126,21 @@ def quantize(
     threads: int | None = None,
     tensors: Sequence[str] = (),
     importance: Source | Importance | None = None,
+    effort: EffortName = "fast",
+    texts: Sequence[Source | tuple[Source, float]] = (),
+    tokens: int | None = None,
+    max_memory: int | None = None,
     split_size: int | None = None,
     pre_tokenizer: str | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Artefact:
-    """Write a quantised GGUF file in one pass, in memory that does not grow with the model.
+    """Write a quantised GGUF file.
+
+    ``fast`` takes one pass over the file, in memory that does not grow with the model. ``balanced``
+    and ``best`` run the model over a text, layer by layer, and choose each weight's code by what
+    the linear's outputs become (docs/methods.md).
 
     Args:
         source: ``demo``, a Hugging Face folder or a GGUF file.
@@ -138,6 +151,10 @@ def quantize(
         tensors: ``REGEX=PACKING`` texts that go before the recipe.
         importance: how much each input of a linear matters, as `calibrate` gives it, or a file of
             it (llama.cpp's imatrix files too): scales are chosen for the least weighted error.
+        effort: ``"fast"``, ``"balanced"`` or ``"best"``.
+        texts: what the model is run over, as for `calibrate`; not for ``fast``.
+        tokens: of all texts together; by default 65,536, or as many as the texts allow.
+        max_memory: most bytes for hidden states; what is more goes to a scratch file.
         split_size: bytes a file may hold before the next one is begun.
         pre_tokenizer: llama.cpp's name for the pre-tokenizer, where it cannot be determined.
         force: replace an existing file.
@@ -152,6 +169,19 @@ def quantize(
     """
     chosen = preset(recipe) if isinstance(recipe, str) else recipe
     checkpoint = open_source(source)
+    how = effort_of(effort)
+    known = None if importance is None else importance_of(importance, checkpoint)
+    chunks = None
+    if how.method is None:
+        if texts or tokens is not None:
+            raise UsageError(
+                "A text is for --effort balanced or best; with fast, give --importance FILE "
+                "(`kvant calibrate` makes it)."
+            )
+    elif chosen.quantised:
+        chunks = calibration_chunks(checkpoint, texts, tokens=tokens)
+        if known is None and not dry_run:
+            known = collect_importance(checkpoint, chunks, threads=threads_or_default(threads))
     return _export(
         checkpoint,
         chosen,
@@ -163,8 +193,18 @@ def quantize(
         force,
         dry_run,
         progress,
-        None if importance is None else importance_of(importance, checkpoint),
+        known,
+        None if chunks is None else _Calibrated(how, chunks, max_memory),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibrated:
+    """An effort that looks at the model as it runs."""
+
+    effort: Effort
+    chunks: Chunks
+    max_memory: int | None
 
 
 def _export(
@@ -179,6 +219,7 @@ def _export(
     dry_run: bool,
     progress: Progress | None,
     importance: Importance | None = None,
+    calibrated: _Calibrated | None = None,
 ) -> Artefact:
     model = model_metadata(checkpoint, pre_tokenizer=pre_tokenizer)
     plan = plan_export(
@@ -188,16 +229,29 @@ def _export(
         split_size=split_size,
         model=model,
         importance=importance,
+        keys_of_method=calibrated and effort_keys(calibrated.effort, calibrated.chunks),
     )
     path = _output_path(checkpoint, recipe, output)
     names = plan.file_names(path.name)
     weighed = () if importance is None else _importance_notes(plan)
     if dry_run:
         return _artefact(plan, tuple(path.with_name(n) for n in names), None, weighed)
-    written = write_plan(
-        plan, path, threads=threads_or_default(threads), force=force, progress=progress
-    )
-    return _artefact(plan, written.paths, written.seconds, weighed)
+    workers, started = threads_or_default(threads), time.perf_counter()
+    if calibrated is None:
+        written = write_plan(plan, path, threads=workers, force=force, progress=progress)
+        return _artefact(plan, written.paths, written.seconds, weighed)
+    refuse_outputs(plan, path, force=force)  # before the work, not after it
+    with prepared(
+        plan,
+        calibrated.effort,
+        calibrated.chunks,
+        path.absolute().parent,
+        threads=workers,
+        max_memory=calibrated.max_memory,
+        progress=progress,
+    ) as ready:
+        written = write_plan(ready, path, threads=workers, force=force)
+    return _artefact(plan, written.paths, time.perf_counter() - started, weighed)
 
 
 def importance_of(importance: Source | Importance, checkpoint: Checkpoint) -> Importance:

@@ -1,8 +1,8 @@
-"""A method applied through a model: each linear on the inputs that the quantised layers before it give.
+"""A method applied through a model: each linear on the inputs that quantised layers give it.
 
-Layer by layer: what a layer's linears are fed is collected (second moments), they are quantised, put
-into the engine, and the layer is run again to feed the next. So later layers make up for what earlier
-ones lost. Linears that share an input share its moments.
+Layer by layer: what a layer's linears are fed is collected (second moments), they are quantised,
+put into the engine, and the layer is run again to feed the next. So later layers make up for what
+earlier ones lost. Linears that share an input share its moments.
 """
 
 from __future__ import annotations

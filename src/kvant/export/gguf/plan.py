@@ -186,6 +186,7 @@ def plan_export(
     split_size: int | None = None,
     model: ModelKeys | None = None,
     importance: Importance | None = None,
+    keys_of_method: Mapping[str, Value] | None = None,
 ) -> Plan:
     """Decide every tensor's packing and every byte of the header but the checksums.
 
@@ -197,6 +198,7 @@ def plan_export(
         model: the model's keys if they are known already (`model_metadata`); computing them
             reads the tokenizer.
         importance: what to weigh errors by, of this model (`calibration.belonging`).
+        keys_of_method: what more the file says of how it was made.
 
     Raises:
         UsageError: an override or the split size does not suit the model.
@@ -222,6 +224,7 @@ def plan_export(
     keys = _recipe_metadata(recipe, overrides, {t.assignment.packing for t in tensors})
     if importance is not None and any(t.importance is not None for t in tensors):
         keys |= importance_keys(importance)
+    keys |= keys_of_method or {}
     keys[TABLE] = uint64(table_checksum(t.spec for t in tensors))
     shards = tuple(_shards(tensors, model, keys, split_size))
     return Plan(checkpoint, recipe, tuple(overrides), shards, model.notes)

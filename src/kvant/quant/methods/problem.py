@@ -53,9 +53,7 @@ class Quantised:
     def packed(self) -> npt.NDArray[np.uint8]:
         """Bytes as they stand in a file: uint8 [rows, row bytes]."""
         block = get(self.packing).block
-        data = native.layout(
-            self.packing, self.codes.reshape(-1, block), self.scales.reshape(-1)
-        )
+        data = native.layout(self.packing, self.codes.reshape(-1, block), self.scales.reshape(-1))
         return data.reshape(len(self.codes), -1)
 
     def loss(self, problem: Problem) -> float:

@@ -1,12 +1,12 @@
 """Joint refinement: codes under fixed scales, then block scales under fixed codes, by turns.
 
-Codes: coordinate descent. With G = (Q - W) H, half the gradient, the best value of weight j with all
-others fixed is q_j - G_j / H_jj; the level nearest to it is taken. Unlike error feedback, which
-rounds each column once before it knows those to come, every column sees what all others have become.
+Codes: coordinate descent. With G = (Q - W) H, half the gradient, the best value of weight j with
+all others fixed is q_j - G_j / H_jj; the level nearest to it is taken. Unlike error feedback, which
+rounds each column once before it knows those to come, every column sees what all others became.
 
 Scales: with codes and the integer scales of sub-blocks fixed, the weights of a block are linear in
-the block's d and dmin, so the least squared error under H has a closed form of two unknowns for each
-row and block. They are rounded to half precision, and kept where the error really falls.
+the block's d and dmin, so the least squared error under H has a closed form of two unknowns for
+each row and block. They are rounded to half precision, and kept where the error really falls.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _refitted(
 ) -> tuple[Scales, Floats]:
     """Block scales of least error for fixed codes, and how the weights change by them.
 
-    ``codes`` [rows, block], ``gradient`` half the gradient [rows, block], ``moments`` [block, block].
+    ``codes`` and ``gradient`` (half of it) are [rows, block], ``moments`` [block, block].
     """
     along = _directions(packing, codes, scales)
     pulled = [u @ moments for u in along]

@@ -229,7 +229,7 @@ def _export(
         split_size=split_size,
         model=model,
         importance=importance,
-        keys_of_method=calibrated and effort_keys(calibrated.effort, calibrated.chunks),
+        keys_of_method=effort_keys(calibrated.effort, calibrated.chunks) if calibrated else None,
     )
     path = _output_path(checkpoint, recipe, output)
     names = plan.file_names(path.name)

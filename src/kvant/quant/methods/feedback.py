@@ -90,4 +90,5 @@ def fitted(packing: str, x: Floats, importance: Floats) -> Scales:
 
 def _importance(moments: Matrix) -> Floats:
     diagonal = np.diag(moments)
-    return (diagonal / diagonal.mean()).astype(np.float32)
+    found: Floats = (diagonal / diagonal.mean()).astype(np.float32)
+    return found

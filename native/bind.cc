@@ -32,6 +32,7 @@ void bind_score(nb::module_& m);    // bind_score.cc
 void bind_rows(nb::module_& m);     // bind_rows.cc
 void bind_engine(nb::module_& m);   // bind_engine.cc
 void bind_sampler(nb::module_& m);  // bind_sampler.cc
+void bind_feedback(nb::module_& m);  // bind_feedback.cc
 
 namespace {
 
@@ -249,6 +250,7 @@ NB_MODULE(_core, m) {
   bind_limits(m);
   bind_score(m);
   bind_sampler(m);
+  bind_feedback(m);
 }
 
 }  // namespace kvant

@@ -21,6 +21,7 @@ int score_row(const float* const* logits, int models, int64_t vocab, int32_t tar
 
 extern const RowKernels kRows;
 extern const VocabKernels kVocab;
+extern const FeedbackKernels kFeedback;
 
 namespace {
 
@@ -107,6 +108,6 @@ void to_bf16(const float* in, uint8_t* out, int64_t n) {
 
 extern const Isa kIsa = {KVANT_NAME(KVANT_ISA), kPackings, from_f16, from_bf16,
                          to_f16, to_bf16, first_beyond, bf16_beyond, float_panels, prepare_tile,
-                         &kRows, score_row, &kVocab};
+                         &kRows, score_row, &kVocab, &kFeedback};
 
 }  // namespace kvant::KVANT_ISA

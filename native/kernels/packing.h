@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "feedback.h"
 #include "panel.h"
 #include "rowops.h"
 #include "score.h"
@@ -63,6 +64,7 @@ struct Isa {
   const RowKernels* rows;  // what the engine does between matrix products
   ScoreRow score_row;  // logits scored, for evaluation
   const VocabKernels* vocab;  // logits sampled from
+  const FeedbackKernels* feedback;  // codes chosen column by column
 };
 
 }  // namespace kvant

@@ -21,6 +21,33 @@ def decode(type: int, codes: _U8, scales: _U8, y: _F32) -> None: ...
 def layout(type: int, codes: _U8, scales: _U8, out: _U8) -> None: ...
 def unlayout(type: int, data: _U8, codes: _U8, scales: _U8) -> None: ...
 def start_writing(fd: int) -> bool: ...
+def carry(
+    type: int,
+    bits: int,
+    even: bool,
+    w: _F32,
+    start: int,
+    scales: _U8,
+    factor: _F32,
+    inverse: _F32,
+    codes: _U8,
+    error: _F32,
+    threads: int,
+) -> None: ...
+def descend(
+    type: int,
+    bits: int,
+    even: bool,
+    q: _F32,
+    r: _F32,
+    start: int,
+    scales: _U8,
+    moments: _F32,
+    inverse: _F32,
+    codes: _U8,
+    change: _F32,
+    threads: int,
+) -> None: ...
 def walk_texts(data: bytes, start: int, most: int) -> tuple[int, int, bool]: ...
 def decode_texts(data: bytes, count: int) -> list[str]: ...
 def cpu_features() -> list[str]: ...

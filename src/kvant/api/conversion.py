@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kvant.api.calibration import calibration_chunks
+from kvant.api.effort import Effort, EffortName, effort_keys, effort_of, prepared
 from kvant.api.evidence import Recorder, measures_by_default, record_evidence
 from kvant.api.source import Source, open_source, threads_or_default
 from kvant.calibration.belongs import belonging
+from kvant.calibration.collect import collect_importance
 from kvant.calibration.imatrix import read_importance
 from kvant.calibration.importance import Importance
+from kvant.calibration.texts import Chunks
 from kvant.checkpoint import Checkpoint
 from kvant.errors import OutputError, UsageError
 from kvant.evidence import Making
 from kvant.export.gguf.plan import SEARCHED, Plan, PlannedTensor, model_metadata, plan_export
 from kvant.export.gguf.stream import Progress
-from kvant.export.gguf.write import write_plan
+from kvant.export.gguf.write import refuse_outputs, write_plan
 from kvant.files.atomic import write_atomic
 from kvant.quant.assign import NEED_IMPORTANCE
 from kvant.quant.presets import preset
@@ -134,6 +139,10 @@ def quantize(
     importance: Source | Importance | None = None,
     lora: Source | None = None,
     save_recipe: Source | None = None,
+    effort: EffortName = "fast",
+    texts: Sequence[Source | tuple[Source, float]] = (),
+    tokens: int | None = None,
+    max_memory: int | None = None,
     split_size: int | None = None,
     pre_tokenizer: str | None = None,
     evidence: bool | None = None,
@@ -142,7 +151,11 @@ def quantize(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Artefact:
-    """Write a quantised GGUF file in one pass, in memory that does not grow with the model.
+    """Write a quantised GGUF file.
+
+    ``fast`` takes one pass over the file, in memory that does not grow with the model. ``balanced``
+    and ``best`` run the model over a text, layer by layer, and choose each weight's code by what
+    the linear's outputs become (docs/methods.md).
 
     Args:
         source: ``demo``, a Hugging Face folder or a GGUF file.
@@ -155,6 +168,10 @@ def quantize(
             it (llama.cpp's imatrix files too): scales are chosen for the least weighted error.
         lora: folder of a PEFT adapter that is merged into the weights while they are read.
         save_recipe: file to write the recipe to, as JSON.
+        effort: ``"fast"``, ``"balanced"`` or ``"best"``.
+        texts: what the model is run over, as for `calibrate`; not for ``fast``.
+        tokens: of all texts together; by default 65,536, or as many as the texts allow.
+        max_memory: most bytes for hidden states; what is more goes to a scratch file.
         split_size: bytes a file may hold before the next one is begun.
         pre_tokenizer: llama.cpp's name for the pre-tokenizer, where it cannot be determined.
         evidence: True measures what it cost, against the source, before the file appears; False
@@ -175,6 +192,26 @@ def quantize(
     checkpoint = open_source(source, lora)
     if save_recipe is not None:
         write_atomic(Path(save_recipe), recipe_text(chosen), force=force)
+    how = effort_of(effort)
+    known = None if importance is None else importance_of(importance, checkpoint)
+    chunks = None
+    if how.method is None:
+        if texts or tokens is not None:
+            raise UsageError(
+                "A text is for --effort balanced or best; with fast, give --importance FILE "
+                "(`kvant calibrate` makes it)."
+            )
+    elif chosen.quantised:
+        chunks = calibration_chunks(checkpoint, texts, tokens=tokens)
+        if known is None and not dry_run:
+            known = collect_importance(checkpoint, chunks, threads=threads_or_default(threads))
+        making = replace(
+            making or Making(),
+            effort=how.name,
+            method=how.described,
+            calibration=chunks.digest,
+            seed=0,
+        )
     return _export(
         checkpoint,
         chosen,
@@ -186,10 +223,20 @@ def quantize(
         force,
         dry_run,
         progress,
-        None if importance is None else importance_of(importance, checkpoint),
+        known,
+        None if chunks is None else _Calibrated(how, chunks, max_memory),
         evidence=evidence,
         making=making,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibrated:
+    """An effort that looks at the model as it runs."""
+
+    effort: Effort
+    chunks: Chunks
+    max_memory: int | None
 
 
 def _export(
@@ -204,6 +251,7 @@ def _export(
     dry_run: bool,
     progress: Progress | None,
     importance: Importance | None = None,
+    calibrated: _Calibrated | None = None,
     *,
     evidence: bool | None,
     making: Making | None = None,
@@ -221,28 +269,40 @@ def _export(
         making=making,
         reserve=bool(measure),
         importance=importance,
+        keys_of_method=effort_keys(calibrated.effort, calibrated.chunks) if calibrated else None,
     )
     path = _output_path(checkpoint, recipe, output)
     names = plan.file_names(path.name)
     weighed = () if importance is None else _importance_notes(plan)
     if dry_run:
         return _artefact(plan, tuple(path.with_name(n) for n in names), None, weighed)
-    workers = threads_or_default(threads)
+    workers, started = threads_or_default(threads), time.perf_counter()
     recorder: Recorder | None = None
     if evidence is not False:
         recorder = record_evidence(
             plan, path, threads=workers, target=making.target, progress=progress
         )
-    written = write_plan(
-        plan,
-        path,
-        threads=workers,
-        force=force,
-        progress=progress,
-        complete=None if recorder is None else recorder.completion,
-    )
+    complete = None if recorder is None else recorder.completion
+    if calibrated is None:
+        written = write_plan(
+            plan, path, threads=workers, force=force, progress=progress, complete=complete
+        )
+        seconds = written.seconds
+    else:
+        refuse_outputs(plan, path, force=force)  # before the work, not after it
+        with prepared(
+            plan,
+            calibrated.effort,
+            calibrated.chunks,
+            path.absolute().parent,
+            threads=workers,
+            max_memory=calibrated.max_memory,
+            progress=progress,
+        ) as ready:
+            written = write_plan(ready, path, threads=workers, force=force, complete=complete)
+        seconds = time.perf_counter() - started
     return replace(
-        _artefact(plan, written.paths, written.seconds, weighed),
+        _artefact(plan, written.paths, seconds, weighed),
         beside=written.beside,
         notes=_notes(plan) + weighed + (() if recorder is None else tuple(recorder.notes)),
     )

@@ -6,7 +6,7 @@ import argparse
 
 from kvant.cli.artefact import print_artefact
 from kvant.cli.budget import add_budgets, check_budgets, run_budget
-from kvant.cli.options import Commands, add_output, without_matrices
+from kvant.cli.options import Commands, add_output, byte_size, positive, without_matrices
 from kvant.cli.show import weight_progress
 
 __all__ = ["add"]
@@ -43,7 +43,21 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--effort",
         choices=("fast", "balanced", "best"),
-        help="fast measures nothing, balanced takes minutes, best several times that",
+        help="fast: each tensor by itself (default with RECIPE); balanced: minutes, layer by layer "
+        "over a text, every weight's code chosen by what the layer gives (default with a budget); "
+        "best: longer",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=positive,
+        metavar="N",
+        help="tokens of all texts together (default: 65536, or as many as the texts have)",
+    )
+    parser.add_argument(
+        "--max-memory",
+        type=byte_size,
+        metavar="SIZE",
+        help="most memory for hidden states; the rest goes to a scratch file beside the output",
     )
     parser.add_argument("--save-recipe", metavar="FILE", help="write the recipe as JSON, too")
     add_budgets(parser)
@@ -60,7 +74,10 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if check_budgets(arguments):
         return run_budget(arguments)
-    without_matrices()
+    effort = arguments.effort or "fast"
+    if effort == "fast":
+        without_matrices()
+    from kvant.api.calibration import text_and_weight
     from kvant.api.conversion import quantize
 
     with weight_progress(arguments.recipe) as progress:
@@ -73,6 +90,10 @@ def _run(arguments: argparse.Namespace) -> int:
             importance=arguments.importance,
             lora=arguments.lora,
             save_recipe=arguments.save_recipe,
+            effort=effort,
+            texts=[text_and_weight(text) for text in arguments.text],
+            tokens=arguments.tokens,
+            max_memory=arguments.max_memory,
             split_size=arguments.split_size,
             pre_tokenizer=arguments.pre_tokenizer,
             evidence=arguments.evidence,

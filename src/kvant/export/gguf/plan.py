@@ -202,6 +202,7 @@ def plan_export(
     making: Making | None = None,
     reserve: bool = False,
     importance: Importance | None = None,
+    keys_of_method: Mapping[str, Value] | None = None,
 ) -> Plan:
     """Decide every tensor's packing and every byte of the header but the checksums.
 
@@ -215,6 +216,7 @@ def plan_export(
         making: what decides the codes besides the recipe; by default nothing does.
         reserve: leave room in the header for what will be measured.
         importance: what to weigh errors by, of this model (`calibration.belonging`).
+        keys_of_method: what more the file says of how it was made.
 
     Raises:
         UsageError: an override or the split size does not suit the model.
@@ -243,6 +245,7 @@ def plan_export(
     keys[SOURCE] = string(_source_of(checkpoint, tensors, model.fingerprint))
     if reserve:
         keys[QUALITY] = string(quality_text(None))
+    keys |= keys_of_method or {}
     keys[TABLE] = uint64(table_checksum(t.spec for t in tensors))
     shards = tuple(_shards(tensors, model, keys, split_size))
     return Plan(checkpoint, recipe, tuple(overrides), shards, model.notes)

@@ -18,7 +18,7 @@ from kvant.export.gguf.stream import Progress, TensorJob, stream
 from kvant.files.atomic import AtomicFile
 from kvant.files.tensor import StoredTensor
 
-__all__ = ["Completion", "Written", "write_plan"]
+__all__ = ["Completion", "Written", "refuse_outputs", "write_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +154,24 @@ def _write_headers(
         # Gaps between tensors were never written and read as zeros.
         digests.append(FileDigest.of(file.path.name, shard.size, header))
     return digests
+
+
+class _Enough(Exception):  # noqa: N818 - no error, and never seen outside
+    """Ends a file that was only tried."""
+
+
+def refuse_outputs(plan: Plan, path: Path, *, force: bool) -> None:
+    """Say at once what `write_plan` would refuse: for whoever works long before it.
+
+    Raises:
+        OutputError: a file exists and ``force`` is not set, there is no such folder, or the output
+            is the source.
+    """
+    paths = [path.with_name(name) for name in plan.file_names(path.name)]
+    _refuse_overwriting_source(plan, paths)
+    for each in paths:
+        with suppress(_Enough), AtomicFile(each, force=force):
+            raise _Enough  # so that nothing is left behind
 
 
 def _refuse_overwriting_source(plan: Plan, paths: Sequence[Path]) -> None:

@@ -1,0 +1,124 @@
+"""Codes chosen column by column: the core's loops inside one block of columns.
+
+Both need only what a packing's ``decode`` says of its levels, so they work for every packing whose
+codes stand for one weight each. Where its levels are evenly spaced (all but the code books), two of
+them tell the others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant import _core
+from kvant.packing import get
+from kvant.packing.search import AffineGrid, SymmetricGrid
+from kvant.packing.spec import Codes, Floats, Packing, Scales
+
+__all__ = ["carry", "descend", "evenly_spaced"]
+
+
+def evenly_spaced(packing: Packing) -> bool:
+    """Whether the levels of a block's code are base + step code: all but the code books."""
+    grid = getattr(packing, "grid", None)
+    if isinstance(grid, (AffineGrid, SymmetricGrid)):
+        return True
+    return packing.name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+
+
+def carry(
+    name: str,
+    w: Floats,
+    start: int,
+    scales: Scales,
+    factor: Floats,
+    inverse: Floats,
+    *,
+    threads: int,
+) -> tuple[Codes, Floats]:
+    """Codes of the block of columns from ``start``, each column correcting those to its right.
+
+    For each column j in order: the code nearest to ``w[:, j]``; the error, what is left divided by
+    the factor's diagonal; and ``error * factor[j, i]`` is taken off every later column i of the
+    block.
+
+    Args:
+        name: the packing.
+        w: float32 [rows, columns]; the block's columns end as they were when they were rounded.
+        start: first column of the block.
+        scales: of the block in every row, [rows].
+        factor: float32 [block, block], the upper factor right of its diagonal, zero elsewhere.
+        inverse: float32 [block], 1 / the factor's diagonal.
+        threads: processors to use; the result does not depend on it.
+
+    Returns:
+        Codes uint8 [rows, block], and errors float32 [rows, block] for the blocks to the right.
+    """
+    packing = get(name)
+    codes = np.empty((len(w), packing.block), np.uint8)
+    error = np.empty((len(w), packing.block), np.float32)
+    _core.carry(
+        packing.storage.id,
+        packing.bits,
+        evenly_spaced(packing),
+        w,
+        start,
+        _bytes_of(scales),
+        factor,
+        inverse,
+        codes,
+        error,
+        threads,
+    )
+    return codes, error
+
+
+def descend(
+    name: str,
+    q: Floats,
+    r: Floats,
+    start: int,
+    scales: Scales,
+    moments: Floats,
+    inverse: Floats,
+    codes: Codes,
+    *,
+    threads: int,
+) -> Floats:
+    """One sweep of coordinate descent over the codes of a block of columns, scales fixed.
+
+    Args:
+        name: the packing.
+        q: float32 [rows, columns], what the codes stand for; updated.
+        r: float32 [rows, columns], (q - wanted) times the second moments; updated in the block.
+        start: first column of the block.
+        scales: of the block in every row, [rows].
+        moments: float32 [block, block], the second moments of the block's inputs.
+        inverse: float32 [block], 1 / their diagonal.
+        codes: uint8 [rows, block]; updated.
+        threads: processors to use; the result does not depend on it.
+
+    Returns:
+        How ``q`` changed, float32 [rows, block].
+    """
+    packing = get(name)
+    change = np.empty((len(q), packing.block), np.float32)
+    _core.descend(
+        packing.storage.id,
+        packing.bits,
+        evenly_spaced(packing),
+        q,
+        r,
+        start,
+        _bytes_of(scales),
+        moments,
+        inverse,
+        codes,
+        change,
+        threads,
+    )
+    return change
+
+
+def _bytes_of(scales: Scales) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(scales).view(np.uint8).reshape(len(scales), -1)

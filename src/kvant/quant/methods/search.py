@@ -1,0 +1,30 @@
+"""Every weight by itself: the packing's own search for scales, errors weighed by ``diag(H)``."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvant.packing import get, native
+from kvant.packing.spec import SCALES
+from kvant.quant.methods.problem import Problem, Quantised
+from kvant.quant.weighting import error_weights
+
+__all__ = ["search"]
+
+
+def search(problem: Problem) -> Quantised:
+    """Scales of least weighed error, codes nearest to the weights."""
+    size = get(problem.packing).block
+    diagonal = np.diag(problem.moments)
+    mean = diagonal.mean()
+    importance = (diagonal / mean if mean > 0 else np.ones_like(diagonal)).astype(np.float32)
+    weights = error_weights(problem.packing, problem.weights, importance)
+    assert weights is not None
+    shape = (-1, size)
+    x = np.ascontiguousarray(problem.weights, np.float32).reshape(shape)
+    w = np.ascontiguousarray(np.broadcast_to(weights, problem.weights.shape)).reshape(shape)
+    scales = native.fit(problem.packing, x, w)
+    codes = native.encode(problem.packing, x, scales).reshape(problem.weights.shape)
+    return Quantised.of(
+        problem.packing, codes, scales.reshape(len(codes), -1).astype(SCALES, copy=False)
+    )

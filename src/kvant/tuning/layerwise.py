@@ -1,0 +1,124 @@
+"""A method applied through a model: each linear on the inputs that quantised layers give it.
+
+Layer by layer: what a layer's linears are fed is collected (second moments), they are quantised,
+put into the engine, and the layer is run again to feed the next. So later layers make up for what
+earlier ones lost. Linears that share an input share its moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant import _core
+from kvant.calibration.hessian import SecondMoments
+from kvant.calibration.layers import LayerWalk
+from kvant.checkpoint import Checkpoint
+from kvant.engine import Engine
+from kvant.packing import get
+from kvant.quant.methods import Method, Problem, applies
+
+__all__ = ["Layerwise", "Progress", "quantise_layers"]
+
+Bytes = npt.NDArray[np.uint8]
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Layerwise:
+    """How to go through the layers."""
+
+    method: Method
+    within: bool = True
+    """Collect inputs anew for each group of linears of a layer, with those before it quantised;
+    otherwise once a layer."""
+
+
+def quantise_layers(
+    checkpoint: Checkpoint,
+    engine: Engine,
+    chunks: Sequence[npt.NDArray[np.int32]],
+    packings: Mapping[str, str],
+    how: Layerwise,
+    *,
+    threads: int,
+    max_memory: int | None = None,
+    scratch: Path | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, Bytes]]:
+    """Quantise every plain linear of the layers, and the output matrix, in the model's order.
+
+    The engine is left with the quantised weights.
+
+    Args:
+        checkpoint: the model.
+        engine: the same, loaded; its cache takes the longest chunk.
+        chunks: token ids.
+        packings: of each tensor by canonical name; what is not in it, or where no method applies,
+            is left as it is.
+        how: method and order.
+        threads: processors to use; the bytes do not depend on it.
+        max_memory: most bytes for hidden states in memory; the rest goes to a scratch file.
+        scratch: folder of that file.
+        progress: called with weights done, weights in all, and the tensor at hand.
+
+    Yields:
+        Name and packed rows, uint8 [rows, row bytes], rows in the canonical order.
+    """
+    walk = LayerWalk(engine, list(chunks), max_memory=max_memory, folder=scratch)
+    total = sum(w.stored.elements for n, w in checkpoint.weights.items() if n in packings)
+    done = 0
+
+    def quantised(names: Sequence[str], moments: SecondMoments) -> Iterator[tuple[str, Bytes]]:
+        nonlocal done
+        mean = moments.mean()
+        weights = {}
+        for name in names:
+            if progress is not None:
+                progress(done, total, name)
+            weight = checkpoint.weights[name]
+            problem = Problem(packings[name], weight.read_f32(), mean, threads)
+            rows = how.method(problem).packed()
+            storage = get(packings[name]).storage
+            weights[name] = _core.Weight.of_array(storage.id, weight.stored.row_length, rows)
+            done += weight.stored.elements
+            yield name, rows
+        engine.replace(weights)
+
+    def wanted(names: Sequence[str]) -> list[str]:
+        return [
+            n
+            for n in names
+            if n in packings and applies(packings[n]) and len(checkpoint.weights[n].shape) == 2
+        ]
+
+    while not walk.at_head:
+        groups = [g for g in map(wanted, walk.groups) if g]
+        for some in [[g] for g in groups] if how.within else [groups]:
+            for group, moments in zip(some, _moments(walk, some), strict=True):
+                yield from quantised(group, moments)
+        walk.advance()
+    if engine.encodes:
+        return
+    head = wanted(["output.weight"] if "output.weight" in checkpoint.weights else [])
+    if head:
+        moments = SecondMoments(engine.hidden_size)
+        for x in walk.head_inputs():
+            moments.add(x)
+        yield from quantised(head, moments)
+
+
+def _moments(walk: LayerWalk, groups: Sequence[Sequence[str]]) -> list[SecondMoments]:
+    """Second moments of the input of each group, collected in one pass over the layer."""
+    found: list[SecondMoments | None] = [None] * len(groups)
+    for batch in walk.inputs([g[0] for g in groups]):
+        for i, group in enumerate(groups):
+            x = batch[group[0]]
+            moments = found[i] or SecondMoments(x.shape[1])
+            moments.add(x)
+            found[i] = moments
+    return [m for m in found if m is not None]

@@ -1,0 +1,94 @@
+"""Efforts that run the model: what they gain, what they write down, what they refuse."""
+
+import numpy as np
+import pytest
+
+from kvant import evaluate, quantize
+from kvant.api.conversion import Artefact
+from kvant.checkpoint import open_checkpoint
+from kvant.cli.main import main
+from kvant.errors import OutputError, UsageError
+
+TOKENS = 2048
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("efforts")
+    made = {}
+    for effort in ("fast", "balanced", "best"):
+        more = {} if effort == "fast" else {"tokens": TOKENS}
+        path = folder / f"{effort}.gguf"
+        made[effort] = path
+        found = quantize("demo", "Q3_K_M", path, effort=effort, threads=2, **more)
+        assert isinstance(found, Artefact)
+        assert found.nbytes == path.stat().st_size
+    return made
+
+
+def test_same_packings_less_divergence(files):
+    types = {
+        e: {n: w.stored.type.name for n, w in open_checkpoint(p).weights.items()}
+        for e, p in files.items()
+    }
+    assert types["fast"] == types["balanced"] == types["best"]
+    results = evaluate(list(files.values()), "demo", chunks=8)[1:]
+    fast, balanced, best = (r.kld for r in results)
+    assert balanced < 0.75 * fast
+    assert best < 0.75 * fast
+
+
+def test_rows_of_rotated_heads_are_where_they_belong(files):
+    """The order of rows in the file is the architecture's: decoded, weights lie near the source."""
+    source = open_checkpoint(_demo())
+    made = open_checkpoint(files["balanced"])
+    for name in ("blk.0.attn_q.weight", "blk.3.attn_k.weight"):
+        a, b = source.weights[name].read_f32(), made.weights[name].read_f32()
+        assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.95
+
+
+def test_the_file_says_how_it_was_made(files):
+    metadata = open_checkpoint(files["balanced"]).gguf.metadata
+    said = {k: v.value for k, v in metadata.items() if k.startswith("kvant.quantization")}
+    assert said["kvant.quantization.effort"] == "balanced"
+    assert said["kvant.quantization.method"].startswith("refine")
+    assert said["kvant.quantization.tokens"] == TOKENS
+    assert len(said["kvant.quantization.corpus"]) == 64
+    assert "kvant.quantization.effort" not in open_checkpoint(files["fast"]).gguf.metadata
+
+
+def test_bytes_do_not_depend_on_threads(files, tmp_path):
+    again = tmp_path / "again.gguf"
+    quantize("demo", "Q3_K_M", again, effort="balanced", threads=1, tokens=TOKENS)
+    assert again.read_bytes() == files["balanced"].read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["again.gguf"]  # no scratch file
+
+
+def test_verified_as_any_file(files, capsys):
+    assert main(["verify", str(files["balanced"])]) == 0
+
+
+def test_a_short_text_says_how_much_is_needed(tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("Once upon a time. " * 20)
+    with pytest.raises(UsageError, match="2,048 tokens"):
+        quantize("demo", "Q4_K_M", tmp_path / "x.gguf", effort="balanced", texts=[text])
+    assert [p.name for p in tmp_path.iterdir()] == ["short.txt"]
+
+
+def test_a_text_needs_an_effort_that_reads_it(tmp_path):
+    with pytest.raises(UsageError, match="--effort balanced or best"):
+        quantize("demo", "Q4_K_M", tmp_path / "x.gguf", tokens=4096)
+    with pytest.raises(UsageError, match="no effort 'heroic'"):
+        quantize("demo", "Q4_K_M", tmp_path / "x.gguf", effort="heroic")
+
+
+def test_an_existing_file_is_refused_before_the_work(files):
+    with pytest.raises(OutputError, match="exists"):
+        quantize("demo", "Q3_K_M", files["fast"], effort="best", tokens=TOKENS)
+
+
+def _demo():
+    from kvant.api.source import resolve
+
+    return resolve("demo")

@@ -1,6 +1,6 @@
-"""Methods alone: kvant's files at each effort against llama-quantize's with its importance matrix.
+"""Methods alone: kvant's files at each effort against llama-quantize's with importance.
 
-Same packings tensor by tensor, same calibration text for both; the evaluation text is another.
+Same packings tensor by tensor, one calibration text for both; the evaluation text is another.
 
 python bench/quality_methods.py --llama-cpp build                     # the built-in model and texts
 python bench/quality_methods.py --llama-cpp build --model bench/models/qwen3-11m \

@@ -23,11 +23,11 @@ from common import Bar, Report, add_options, child, kvant_command, machine, peer
 from kvant.api.budget import BudgetSearch, collected, plan_maker, search_budgets
 from kvant.api.calibration import calibration_chunks
 from kvant.api.conversion import quantize
+from kvant.api.effort import EFFORTS
 from kvant.api.source import open_source, threads_or_default
 from kvant.builtin import builtin_text
 from kvant.calibration import Importance
 from kvant.export.gguf.plan import model_metadata
-from kvant.tuning.sensitivity import EFFORTS
 
 LIMITS = {"Q4_K_M": 0.70, "Q3_K_M": 0.60, "Q2_K": 0.50, "Q6_K": 1.0}
 RESAMPLES = 4000

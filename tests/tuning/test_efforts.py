@@ -49,12 +49,15 @@ def test_rows_of_rotated_heads_are_where_they_belong(files):
 
 def test_the_file_says_how_it_was_made(files):
     metadata = open_checkpoint(files["balanced"]).gguf.metadata
-    said = {k: v.value for k, v in metadata.items() if k.startswith("kvant.quantization")}
-    assert said["kvant.quantization.effort"] == "balanced"
-    assert said["kvant.quantization.method"].startswith("refine")
-    assert said["kvant.quantization.tokens"] == TOKENS
-    assert len(said["kvant.quantization.corpus"]) == 64
-    assert "kvant.quantization.effort" not in open_checkpoint(files["fast"]).gguf.metadata
+    said = {k: v.value for k, v in metadata.items() if k.startswith("kvant.")}
+    assert said["kvant.effort"] == "balanced"
+    assert said["kvant.method"].startswith("refine")
+    assert said["kvant.calibration.tokens"] == TOKENS
+    assert len(said["kvant.calibration.sha256"]) == 64
+    assert said["kvant.numpy.version"] == np.__version__
+    fast = open_checkpoint(files["fast"]).gguf.metadata
+    assert fast["kvant.effort"].value == "fast"
+    assert "kvant.calibration.tokens" not in fast
 
 
 def test_bytes_do_not_depend_on_threads(files, tmp_path):

@@ -10,19 +10,19 @@ from functools import cached_property
 
 import numpy as np
 
+from kvant.api.effort import effort_of
 from kvant.calibration import Chunks, Importance, collect_importance, importance_bytes
 from kvant.checkpoint import Checkpoint
 from kvant.errors import UsageError
 from kvant.evidence import Making
 from kvant.export.gguf.plan import ModelKeys, Plan, model_shape, model_slots, plan_export
-from kvant.files.gguf import Value
 from kvant.packing import get
 from kvant.quant.allocate import Choice, Front, Item, Mixture
 from kvant.quant.assign import parse_override
 from kvant.quant.mixture import mixture_recipe
 from kvant.quant.recipe import Recipe
 from kvant.tuning.candidates import FAST, candidates, choose_packings, matrices, stored_as
-from kvant.tuning.sensitivity import EFFORTS, Effort, Progress, Sensitivity, measure_costs
+from kvant.tuning.sensitivity import EffortName, Progress, Sensitivity, measure_costs
 from kvant.units import size_text
 
 __all__ = [
@@ -135,7 +135,7 @@ def search_budgets(
     checkpoint: Checkpoint,
     make_plan: MakePlan,
     *,
-    effort: Effort = "balanced",
+    effort: EffortName = "balanced",
     packings: Sequence[str] = (FAST,),
     overrides: Sequence[str] = (),
     chunks: Chunks | None = None,
@@ -160,8 +160,7 @@ def search_budgets(
         UsageError: no such effort or packing.
         InputError: the model cannot be run.
     """
-    if effort not in EFFORTS:
-        raise UsageError(f"effort should be one of {', '.join(EFFORTS)}, got {effort!r}.")
+    effort_of(effort)  # raises where there is none
     sensitivity = measure_costs(
         checkpoint,
         choose_packings(packings),
@@ -236,12 +235,11 @@ def plan_maker(
     importance: Importance | None,
     reserve: bool = False,
     making: Making | None = None,
-    keys_of_method: Mapping[str, Value] | None = None,
 ) -> MakePlan:
     """Plans of one model by recipe; its keys are computed once.
 
     ``reserve``: with room for evidence, which counts against a budget of bytes too, as does what
-    the file says of its method (``making``, ``keys_of_method``).
+    the file says of its method (``making``).
     """
 
     def make_plan(recipe: Recipe) -> Plan:
@@ -254,7 +252,6 @@ def plan_maker(
             importance=importance,
             reserve=reserve,
             making=making,
-            keys_of_method=keys_of_method,
         )
 
     return make_plan

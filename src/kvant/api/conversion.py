@@ -13,7 +13,6 @@ from kvant.api.calibration import calibration_chunks
 from kvant.api.effort import (
     Effort,
     EffortName,
-    effort_keys,
     effort_of,
     making_of,
     prepared,
@@ -270,7 +269,6 @@ def _export(
         making=making,
         reserve=bool(measure),
         importance=importance,
-        keys_of_method=effort_keys(calibrated.effort, calibrated.chunks) if calibrated else None,
     )
     path = _output_path(checkpoint, recipe, output)
     names = plan.file_names(path.name)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +18,14 @@ from kvant.engine import load_engine
 from kvant.errors import OutputError, UsageError
 from kvant.evidence import Making
 from kvant.export.gguf.plan import Plan, PlannedTensor
-from kvant.files.gguf import Value, string, strings, uint64
 from kvant.files.tensor import StoredTensor
 from kvant.packing import get
 from kvant.quant.methods import METHODS
 from kvant.tuning.layerwise import Layerwise, quantise_layers
-from kvant.version import __version__
+from kvant.tuning.sensitivity import EffortName
 
-__all__ = ["EFFORTS", "Effort", "EffortName", "effort_keys", "effort_of", "making_of", "prepared"]
+__all__ = ["EFFORTS", "Effort", "EffortName", "effort_of", "making_of", "prepared"]
 
-EffortName: TypeAlias = Literal["fast", "balanced", "best"]
 Bytes = npt.NDArray[np.uint8]
 Progress = Callable[[int, int, str], None]
 
@@ -66,20 +63,6 @@ def effort_of(name: str) -> Effort:
     return EFFORTS[name]
 
 
-def effort_keys(effort: Effort, chunks: Chunks) -> dict[str, Value]:
-    """What a file says of how it was made."""
-    return {
-        "kvant.method": string(effort.described),
-        "kvant.quantization.effort": string(effort.name),
-        "kvant.quantization.method": string(effort.described),
-        "kvant.quantization.corpus": string(chunks.digest),
-        "kvant.quantization.texts": strings([t.name for t in chunks.texts]),
-        "kvant.quantization.tokens": uint64(chunks.ids.size),
-        "kvant.quantization.seed": uint64(0),
-        "kvant.quantization.versions": string(f"kvant {__version__}, numpy {np.__version__}"),
-    }
-
-
 def making_of(effort: Effort, chunks: Chunks, making: Making | None = None) -> Making:
     """``making`` with what the effort decides."""
     return replace(
@@ -87,6 +70,9 @@ def making_of(effort: Effort, chunks: Chunks, making: Making | None = None) -> M
         effort=effort.name,
         method=effort.described,
         calibration=chunks.digest,
+        texts=tuple(text.name for text in chunks.texts),
+        tokens=chunks.ids.size,
+        numpy=np.__version__,
         seed=0,
     )
 

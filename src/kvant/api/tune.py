@@ -15,7 +15,6 @@ from kvant.api.budget import BudgetSearch, collected, named, plan_maker, search_
 from kvant.api.calibration import calibration_chunks
 from kvant.api.conversion import convert, importance_of, quantize
 from kvant.api.demonstration import make_folder
-from kvant.api.effort import EffortName
 from kvant.api.measurement import corpus_of, open_subject, read_text
 from kvant.api.model import load
 from kvant.api.source import Source, open_source, threads_or_default, tokenizer_of
@@ -32,7 +31,7 @@ from kvant.quant.presets import preset
 from kvant.quant.recipe_file import recipe_text
 from kvant.runtimes import open_runner
 from kvant.tuning.candidates import FAST, matrices
-from kvant.tuning.sensitivity import Effort, Progress, Sensitivity
+from kvant.tuning.sensitivity import EffortName, Progress, Sensitivity
 
 __all__ = ["BUDGETS", "PRESETS_SHOWN", "PROMPTS", "Pick", "TuneReport", "Variant", "tune"]
 
@@ -121,7 +120,7 @@ def tune(
     *,
     budgets: Sequence[float] = BUDGETS,
     presets: Sequence[str] = PRESETS_SHOWN,
-    effort: Effort = "balanced",
+    effort: EffortName = "balanced",
     packings: Sequence[str] = (FAST,),
     texts: Sequence[Source | tuple[Source, float]] = (),
     importance: Source | Importance | None = None,

@@ -22,7 +22,7 @@ from kvant.api.budget import (
 )
 from kvant.api.calibration import calibration_chunks
 from kvant.api.conversion import Artefact, importance_of, quantize
-from kvant.api.effort import effort_keys, effort_of, making_of
+from kvant.api.effort import effort_of, making_of
 from kvant.api.evidence import measures_by_default
 from kvant.api.measurement import evaluate
 from kvant.api.source import Source, open_source, threads_or_default
@@ -37,7 +37,7 @@ from kvant.quant.allocate import Mixture, NotReachableError
 from kvant.quant.recipe import Recipe
 from kvant.quant.recipe_file import recipe_text
 from kvant.tuning.candidates import FAST
-from kvant.tuning.sensitivity import Effort, Progress, Sensitivity
+from kvant.tuning.sensitivity import EffortName, Progress, Sensitivity
 from kvant.units import size_text
 
 __all__ = ["Fitted", "quantize_within"]
@@ -77,7 +77,7 @@ def quantize_within(
     fit: int | None = None,
     bpw: float | None = None,
     max_kld: float | None = None,
-    effort: Effort = "balanced",
+    effort: EffortName = "balanced",
     packings: Sequence[str] = (FAST,),
     texts: Sequence[Source | tuple[Source, float]] = (),
     importance: Source | Importance | None = None,
@@ -141,12 +141,10 @@ def quantize_within(
     chunks = None if effort == "fast" else calibration_chunks(checkpoint, texts)
     expected = given if chunks is None or given is not None else placeholder(checkpoint, chunks)
     reserve = measures_by_default(budget=True) if evidence is None else evidence
-    how = effort_of(effort)
     making = Making(target=_target(fit, bpw, max_kld, effort))
-    keys = None
     if chunks is not None:
-        making, keys = making_of(how, chunks, making), effort_keys(how, chunks)
-    make_plan = plan_maker(checkpoint, model, tensors, split_size, expected, reserve, making, keys)
+        making = making_of(effort_of(effort), chunks, making)
+    make_plan = plan_maker(checkpoint, model, tensors, split_size, expected, reserve, making)
     smallest = smallest_plan(checkpoint, packings, pinned_by(checkpoint, tensors), make_plan)
     # Minutes of measuring come after it is known that the budget can be met at all.
     if fit is not None and smallest.size > fit:
@@ -155,7 +153,7 @@ def quantize_within(
         raise too_few_bits(checkpoint, bpw, smallest.bits_per_weight)
     if given is None and chunks is not None:
         given = collected(checkpoint, chunks, threads_or_default(threads), progress)
-        make_plan = plan_maker(checkpoint, model, tensors, split_size, given, reserve, making, keys)
+        make_plan = plan_maker(checkpoint, model, tensors, split_size, given, reserve, making)
     search = search_budgets(
         checkpoint,
         make_plan,

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.checkpoint.names import HfValues
+from kvant.files.decoded import DecodedTensor, in_buffer
+from kvant.files.source import open_source
 from kvant.files.tensor import StoredTensor
 from kvant.packing import dequantize
 from kvant.packing.types import BY_NAME
@@ -46,40 +48,27 @@ class Transposed(StoredTensor):
                 part = StoredTensor(self.name, self.type, (1, count), self.path, place)
                 part.read_rows(fd, 0, 1, piece)
         turned = found.reshape(stored.rows, count, size).swapaxes(0, 1)
-        return _given(np.ascontiguousarray(turned).reshape(count, self.row_bytes), out)
+        return in_buffer(np.ascontiguousarray(turned).reshape(count, self.row_bytes), out)
 
 
 @dataclass(frozen=True, slots=True)
-class OneLess(StoredTensor):
+class OneLess(DecodedTensor):
     """Gains stored less one: Gemma's norms multiply with ``1 + weight``, in single precision."""
 
     base: StoredTensor
 
-    @property
-    def in_place(self) -> bool:
-        """No."""
-        return False
-
-    def read_rows(self, fd: int, start: int, stop: int, out: Bytes | None = None) -> Bytes:
-        """As in the base, with one added."""
-        values = dequantize(self.base.type.name, self.base.read_rows(fd, start, stop))
-        return _given(np.ascontiguousarray(values + np.float32(1)).view(np.uint8), out)
-
-
-def _given(rows: Bytes, out: Bytes | None) -> Bytes:
-    """``rows``, in the caller's buffer where there is one."""
-    if out is None:
-        return rows
-    place = out[: rows.size].reshape(rows.shape)
-    place[:] = rows
-    return place
+    def decode(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """See the base class."""
+        with open_source(self.base.path) as (fd, _):
+            values = dequantize(self.base.type.name, self.base.read_rows(fd, start, stop))
+        return values + np.float32(1)
 
 
 def canonical(stored: StoredTensor, values: HfValues) -> StoredTensor:
     """``stored`` with its numbers as they are canonically, given how they differ."""
     s = stored
     if values == "one less":
-        return OneLess(s.name, BY_NAME["F32"], s.shape, s.path, s.offset, s)
+        return OneLess(s.name, BY_NAME["F32"], s.shape, s.path, s.offset, s.stored_as, s)
     if values == "transposed" and len(s.shape) == 2:
         return Transposed(s.name, s.type, s.shape[::-1], s.path, s.offset, s)
     return s

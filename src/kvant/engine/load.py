@@ -14,15 +14,13 @@ import numpy as np
 
 from kvant import _core
 from kvant.checkpoint import Checkpoint, Weight
-from kvant.checkpoint.transforms import Transposed
 from kvant.checkpoint.weights import rotary_row_order
 from kvant.engine.kv_blocks import KvBlocks
 from kvant.engine.plan import WeightSource, as_vector, lower
 from kvant.engine.session import Engine
 from kvant.errors import InputError, NotEnoughMemoryError, UnsupportedError, UsageError
-from kvant.files.decoded import DecodedTensor
 from kvant.files.source import quote
-from kvant.files.tensor import StackedTensor
+from kvant.files.tensor import StackedTensor, StoredTensor
 from kvant.graph.ir import Node, WeightRef
 from kvant.graph.ops import Moe, output_head
 from kvant.packing import get
@@ -180,9 +178,6 @@ class _Loader:
     def _matrix(self, ref: WeightRef) -> int:
         if ("matrix", ref.name) not in self._ids:
             weight = self._checkpoint.weights[ref.name]
-            if isinstance(weight.stored, Transposed):
-                self._ids["matrix", ref.name] = self._plan.add_weight(self._turned(weight))
-                return self._ids["matrix", ref.name]
             order: list[int] = []
             if weight.rotary is not None and weight.rotary.order != "half":
                 rows, heads = weight.stored.rows, weight.rotary.heads
@@ -192,13 +187,6 @@ class _Loader:
             self._matrices.append((ref.name, panels))
             self._ids["matrix", ref.name] = self._plan.add_weight(panels)
         return self._ids["matrix", ref.name]
-
-    def _turned(self, weight: Weight) -> _core.Weight:
-        """A matrix that lies in the file the other way round: read whole, whatever is asked."""
-        stored = weight.stored
-        panels = _core.Weight.of_array(stored.type.id, stored.row_length, stored.read())
-        self._made += panels.memory
-        return panels
 
     def _exact(self, ref: WeightRef) -> int:
         if ("exact", ref.name) not in self._ids:
@@ -223,24 +211,21 @@ class _Loader:
         stored = weight.stored
         parts = stored.parts if isinstance(stored, StackedTensor) else (stored,)
         places = [
-            (self._spooled(part), 0)
-            if isinstance(part, DecodedTensor)
-            else (self._file(part.path), part.offset)
+            (self._file(part.path), part.offset) if part.in_place else (self._spooled(part), 0)
             for part in parts
         ]
         return _core.FileRows(places, stored.type.id, stored.rows, stored.row_length)
 
-    def _spooled(self, tensor: DecodedTensor) -> int:
-        """A file without a name that holds what the tensor decodes to, for the core to read."""
+    def _spooled(self, tensor: StoredTensor) -> int:
+        """A file without a name that holds a tensor's rows as they are read, for the core."""
         step = max(1, _SPOOL_BYTES // tensor.row_bytes)
+        fd = self._file(tensor.path)
         with tempfile.TemporaryFile() as file:
             for start in range(0, tensor.rows, step):
-                rows = tensor.read_rows(-1, start, min(start + step, tensor.rows))
-                file.write(rows.data)
+                file.write(tensor.read_rows(fd, start, min(start + step, tensor.rows)).data)
             file.flush()
-            fd = os.dup(file.fileno())
-        self._spool.append(fd)
-        return fd
+            self._spool.append(os.dup(file.fileno()))
+        return self._spool[-1]
 
     def _file(self, path: Path) -> int:
         if path not in self._files:

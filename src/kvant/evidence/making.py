@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvant.files.gguf import Value, int64, string
+from kvant.files.gguf import Value, int64, string, strings, uint64
 
 __all__ = ["QUALITY", "QUALITY_BYTES", "SOURCE", "Making"]
 
@@ -29,6 +29,9 @@ class Making:
         method: one line; None for what follows from the packings (``scale search``).
         importance: SHA-256 of the importance file.
         calibration: SHA-256 of the calibration corpus.
+        texts: names of its texts.
+        tokens: how many of it were read.
+        numpy: version of NumPy, where its matrix products decide codes.
         seed: of random choices, where any were made.
         target: the budget and how it was searched (``fit 650000000 bytes, balanced``), where there
             was one. It stands beside the file only: the recipe that was found gives the same
@@ -39,6 +42,9 @@ class Making:
     method: str | None = None
     importance: str | None = None
     calibration: str | None = None
+    texts: tuple[str, ...] = ()
+    tokens: int | None = None
+    numpy: str | None = None
     seed: int | None = None
     target: str | None = None
 
@@ -49,8 +55,13 @@ class Making:
             "kvant.method": self.method,
             "kvant.importance.sha256": self.importance,
             "kvant.calibration.sha256": self.calibration,
+            "kvant.numpy.version": self.numpy,
         }
         keys = {key: string(text) for key, text in texts.items() if text is not None}
+        if self.texts:
+            keys["kvant.calibration.texts"] = strings(self.texts)
+        if self.tokens is not None:
+            keys["kvant.calibration.tokens"] = uint64(self.tokens)
         if self.seed is not None:
             keys["kvant.seed"] = int64(self.seed)
         return keys

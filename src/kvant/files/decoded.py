@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from kvant.files.tensor import StoredTensor
 
-__all__ = ["DecodedTensor"]
+__all__ = ["DecodedTensor", "in_buffer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,16 @@ class DecodedTensor(StoredTensor):
         """As in the base; ``fd`` is not used, the parts are opened as they are needed."""
         values = np.ascontiguousarray(self.decode(start, stop), np.float32)
         data = values.view(np.uint8).reshape(stop - start, self.row_bytes)
-        if out is None:
-            return data
-        flat = out[: data.size].reshape(data.shape)
-        flat[:] = data
-        return flat
+        return in_buffer(data, out)
+
+
+def in_buffer(
+    rows: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8] | None
+) -> npt.NDArray[np.uint8]:
+    """``rows``, in the flat buffer ``out`` where there is one, as `StoredTensor.read_rows` gives
+    them."""
+    if out is None:
+        return rows
+    place = out[: rows.size].reshape(rows.shape)
+    place[:] = rows
+    return place

@@ -31,12 +31,12 @@ from kvant.tuning.priors import prior
 from kvant.tuning.probe import CONTEXT, STEP_TOKENS, Probe, Replacement, chunks_of
 from kvant.tuning.rounding import packed_rows, relative_errors
 
-__all__ = ["EFFORTS", "Effort", "Sensitivity", "TensorCost", "measure_costs"]
+__all__ = ["EffortName", "Sensitivity", "TensorCost", "measure_costs"]
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
-Effort = Literal["fast", "balanced", "best"]
-EFFORTS: tuple[Effort, ...] = ("fast", "balanced", "best")
+EffortName = Literal["fast", "balanced", "best"]
+"""What users type; `kvant.api.effort` says what each does to a file."""
 
 _OPERATIONS = {"balanced": 1e14, "best": 4e14}
 """Multiplications and additions that measuring may take: some minutes on two cores."""
@@ -101,7 +101,7 @@ class TensorCost:
 class Sensitivity:
     """The table, and how it was made."""
 
-    effort: Effort
+    effort: EffortName
     tensors: tuple[TensorCost, ...]
     tokens: int
     """Run for measuring; 0 where nothing was."""
@@ -124,7 +124,7 @@ def measure_costs(
     checkpoint: Checkpoint,
     packings: Sequence[Packing],
     *,
-    effort: Effort = "balanced",
+    effort: EffortName = "balanced",
     tokens: npt.NDArray[np.int32] | None = None,
     importance: Importance | None = None,
     threads: int = 1,
@@ -197,7 +197,7 @@ class _Table:
 
     # -- what is measured together, and how much of it
 
-    def groups(self, effort: Effort) -> tuple[list[_Group], int]:
+    def groups(self, effort: EffortName) -> tuple[list[_Group], int]:
         """Tensors that are measured together, and on how many chunks, within the operations."""
         every = 1
         while True:

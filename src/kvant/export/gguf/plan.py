@@ -202,7 +202,6 @@ def plan_export(
     making: Making | None = None,
     reserve: bool = False,
     importance: Importance | None = None,
-    keys_of_method: Mapping[str, Value] | None = None,
 ) -> Plan:
     """Decide every tensor's packing and every byte of the header but the checksums.
 
@@ -216,7 +215,6 @@ def plan_export(
         making: what decides the codes besides the recipe; by default nothing does.
         reserve: leave room in the header for what will be measured.
         importance: what to weigh errors by, of this model (`calibration.belonging`).
-        keys_of_method: what more the file says of how it was made.
 
     Raises:
         UsageError: an override or the split size does not suit the model.
@@ -241,11 +239,11 @@ def plan_export(
         model = model_metadata(checkpoint)
     keys = _recipe_metadata(recipe, overrides, {t.assignment.packing for t in tensors}, making)
     if importance is not None and any(t.importance is not None for t in tensors):
-        keys |= importance_keys(importance)
+        # What names a method of its own says more than that errors were weighed.
+        keys |= importance_keys(importance) | (making or Making()).to_metadata()
     keys[SOURCE] = string(_source_of(checkpoint, tensors, model.fingerprint))
     if reserve:
         keys[QUALITY] = string(quality_text(None))
-    keys |= keys_of_method or {}
     keys[TABLE] = uint64(table_checksum(t.spec for t in tensors))
     shards = tuple(_shards(tensors, model, keys, split_size))
     return Plan(checkpoint, recipe, tuple(overrides), shards, model.notes)

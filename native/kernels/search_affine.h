@@ -67,6 +67,34 @@ struct AffineFit {
       if (round == REFITS) break;
       for (int k = 0; k < 2; ++k) refit(st, k);
     }
+    if constexpr (WEIGHTED)
+      for (int t = 0; t < Tiles<N>::kTiles; ++t) drop_losses(x.v[t], w.v[t], t * kLanes, out);
+  }
+
+  // Sums over weights of very different importance hide the small ones; sub-blocks that lose more
+  // than zeros would, counted one by one, become zeros.
+  static void drop_losses(const float (*x)[kLanes], const float (*w)[kLanes], int o, Scales* out) {
+    alignas(64) float scales[kLanes], minima[kLanes];
+    for (int l = 0; l < kLanes; ++l) {
+      const Scales& s = out[(o + l) / kSubs];
+      scales[l] = s.d * float(s.sub[(o + l) % kSubs]);
+      minima[l] = s.dmin * float(s.submin[(o + l) % kSubs]);
+    }
+    const vf ds = load(scales), m = load(minima), base = -m, inverse = reciprocal_or_zero(ds);
+    vf error = splat(0), energy = splat(0);
+    for (int i = 0; i < N; ++i) {
+      const vf xi = load(x[i]), wi = load(w[i]);
+      const vf q = vrint(vclamp((xi - base) * inverse, 0, LEVELS));
+      const vf rest = xi - (ds * q - m);
+      error += wi * (rest * rest);
+      energy += wi * (xi * xi);
+    }
+    const uint32_t worse = lanes(error > energy);
+    for (int l = 0; worse >> l; ++l)
+      if (worse >> l & 1) {
+        out[(o + l) / kSubs].sub[(o + l) % kSubs] = 0;
+        out[(o + l) / kSubs].submin[(o + l) % kSubs] = 0;
+      }
   }
 
   // The block's scale for the exact scales (or minima) of its sub-blocks: the largest becomes an
@@ -165,7 +193,8 @@ struct AffineFit {
     const vf inv_sw = reciprocal_or_zero(sw);
     const vf nearest = vrint(vclamp(s * inv_d, 0, SCALE_MAX));
     const vf first_mc = vrint(vclamp(m0 * inv_dmin, 0, SCALE_MAX));
-    vf best_sc = nearest, best_mc = first_mc, best_gain = splat(-3.0e38f);
+    // Writing zeros gains nothing, and is better than what rounding can make of few outliers.
+    vf best_sc = splat(0), best_mc = splat(0), best_gain = splat(0);
     Sums best = {splat(0), splat(0), splat(0)};
     for (float delta : {0.0f, -1.0f, 1.0f}) {
       const vf sc = vclamp(nearest + delta, 0, SCALE_MAX);

@@ -74,10 +74,8 @@ def test_memory_is_predicted_within_a_tenth(context: str) -> None:
     if (second / "model.safetensors").exists():
         models.append(str(second))
     script = [sys.executable, str(ROOT / "bench" / "memory_prediction.py")]
-    path = os.pathsep.join([str(ROOT / "src"), *sys.path])
     done = subprocess.run(
         [*script, *models, "--contexts", context],
-        env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=300,

@@ -160,6 +160,22 @@ def test_a_search_beats_writing_zeros(packing: Packing, data: st.DataObject) -> 
     assert (error <= energy * (1 + 1e-4) + 1e-30).all()
 
 
+@searched
+def test_few_outliers_of_little_importance(packing: Packing) -> None:
+    """Sums over the heavy weights hide what the light ones gain."""
+    rng = np.random.default_rng(1)
+    for share in (0.005, 0.02, 0.1):
+        x = rng.standard_normal((2000, packing.block)).astype(np.float32)
+        x[rng.random(x.shape) > share] = 0
+        w = (rng.choice([1e-6, 1e-3, 1, 1e3], x.shape) * rng.random(x.shape)).astype(np.float32)
+        scales = native.fit(packing.name, x, w)
+        y = native.decode(packing.name, native.encode(packing.name, x, scales, w), scales)
+        weights = w.astype(np.float64)
+        error = (weights * (y.astype(np.float64) - x) ** 2).sum(1)
+        energy = (weights * x.astype(np.float64) ** 2).sum(1)
+        assert (error <= energy * (1 + 1e-4) + 1e-30).all()
+
+
 @by_name
 def test_zeros_stay_zeros(packing: Packing) -> None:
     x = np.zeros((3, packing.block), np.float32)

@@ -110,9 +110,9 @@ class _Sums:
 class _Settled:
     """Integer scale and minimum of each sub-block, their gain and sums; the best so far."""
 
-    def __init__(self, sc: Floats, mc: Floats) -> None:
+    def __init__(self, sc: Floats, mc: Floats, gain: np.float32) -> None:
         self.sc, self.mc = sc, mc
-        self.gain = np.full(sc.shape, _WORST, np.float32)
+        self.gain = np.full(sc.shape, gain, np.float32)
         zero = np.zeros(sc.shape, np.float32)
         self.m = _Sums(zero, zero, zero)
 
@@ -205,7 +205,23 @@ class AffineGrid:
             _keep_better(out, best, fit, d, dmin, subs)
             if round_ < self.refits:
                 d, dmin = run.refit(fit, d, dmin, subs)
+        if run.w is not None:
+            self._drop_losses(run.x, run.w, out)
         return out
+
+    def _drop_losses(self, x: Floats, w: Floats, out: Scales) -> None:
+        """Sums over weights of very different importance hide the small ones; sub-blocks that lose
+        more than zeros would, counted one by one, become zeros."""
+        subs = 256 // self.n
+        ds = np.repeat(out["d"], subs) * out["sub"][:, :subs].reshape(-1).astype(np.float32)
+        m = np.repeat(out["dmin"], subs) * out["submin"][:, :subs].reshape(-1).astype(np.float32)
+        inverse, error, energy = reciprocal_or_zero(ds), np.zeros_like(ds), np.zeros_like(ds)
+        for xi, wi in zip(x, w, strict=True):
+            rest = xi - (ds * codes_of(xi, -m, inverse, 0, self.levels) - m)
+            error, energy = error + wi * (rest * rest), energy + wi * (xi * xi)
+        worse = (error > energy).reshape(-1, subs)
+        out["sub"][:, :subs][worse] = 0
+        out["submin"][:, :subs][worse] = 0
 
     def _first_scale(self, v: Floats, weight: Floats) -> Floats:
         """The largest exact scale becomes an integer about ``scale_max``: up to one above it, or
@@ -292,7 +308,9 @@ class _AffineRun(_Search):
 
         inv_dmin, inv_sw = reciprocal_or_zero(dmin), reciprocal_or_zero(self.sw)
         nearest, first_mc = integer(s * reciprocal_or_zero(d)), integer(-b * inv_dmin)
-        best = _Settled(nearest, first_mc)
+        # Writing zeros gains nothing, and is better than what rounding can make of few outliers.
+        none = np.zeros_like(s)
+        best = _Settled(none, none, _ZERO)
         for delta in (0, -1, 1):
             sc = np.minimum(np.maximum(nearest + np.float32(delta), _ZERO), top)
             ds = d * sc
@@ -431,7 +449,7 @@ class SymmetricRun(_Search):
         lo, hi = np.float32(-self.spec.scale_half), np.float32(self.spec.scale_half - 1)
         nearest = self.integers(s, d)
         none = np.zeros_like(s)
-        best = _Settled(nearest, none)
+        best = _Settled(nearest, none, _WORST)
         for delta in (0, -1, 1):
             sc = np.minimum(np.maximum(nearest + np.float32(delta), lo), hi)
             ds = d * sc

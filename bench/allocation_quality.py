@@ -23,10 +23,11 @@ from common import Bar, Report, add_options, child, kvant_command, machine, peer
 from kvant.api.budget import BudgetSearch, collected, plan_maker, search_budgets
 from kvant.api.calibration import calibration_chunks
 from kvant.api.conversion import quantize
-from kvant.api.effort import EFFORTS
+from kvant.api.effort import EFFORTS, effort_of, making_of
 from kvant.api.source import open_source, threads_or_default
 from kvant.builtin import builtin_text
 from kvant.calibration import Importance
+from kvant.evidence import Making
 from kvant.export.gguf.plan import model_metadata
 
 LIMITS = {"Q4_K_M": 0.70, "Q3_K_M": 0.60, "Q2_K": 0.50, "Q6_K": 1.0}
@@ -93,6 +94,7 @@ class _Bench:
     def __init__(self, arguments: argparse.Namespace, tools: Path, folder: Path) -> None:
         self._arguments, self._tools, self._folder = arguments, tools, folder
         self._base = folder / "base.gguf"
+        self._making = Making(target="a preset's size")
         self._text = Path(arguments.text or builtin_text("evaluation"))
         self._calibration = Path(arguments.calibration or builtin_text("calibration"))
         child([*kvant_command(), "convert", arguments.model, "-o", self._base])
@@ -117,7 +119,16 @@ class _Bench:
             theirs, ours = self._file("llama.cpp", preset), self._file("kvant", preset)
             child([self._tools / "llama-quantize", "--imatrix", matrix, self._base, theirs, preset])
             recipe, mixture = search.fit(theirs.stat().st_size)
-            quantize(self._base, recipe, ours, importance=importance)
+            quantize(
+                self._base,
+                recipe,
+                ours,
+                importance=importance,
+                effort=self._arguments.effort,
+                texts=() if self._arguments.effort == "fast" else [self._calibration],
+                evidence=False,
+                making=self._making,
+            )
             assert ours.stat().st_size <= theirs.stat().st_size
             expected.append(mixture.cost)
             files += [ours, theirs]
@@ -135,9 +146,16 @@ class _Bench:
         checkpoint, threads = open_source(self._base), threads_or_default(None)
         chunks = calibration_chunks(checkpoint, [self._calibration])
         importance = collected(checkpoint, chunks, threads, None)
+        effort = effort_of(self._arguments.effort)
+        if effort.method is not None:
+            self._making = making_of(effort, chunks, self._making)
+        plans = plan_maker(
+            *(checkpoint, model_metadata(checkpoint), (), None, importance),
+            making=self._making,
+        )
         search = search_budgets(
             checkpoint,
-            plan_maker(checkpoint, model_metadata(checkpoint), (), None, importance),
+            plans,
             effort=self._arguments.effort,
             packings=self._arguments.packings,
             chunks=chunks,

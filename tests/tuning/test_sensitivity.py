@@ -9,6 +9,7 @@ import pytest
 
 from kvant.checkpoint import Checkpoint, open_checkpoint
 from kvant.engine import load_engine
+from kvant.errors import UsageError
 from kvant.quant.allocate import Front
 from kvant.tuning import sensitivity
 from kvant.tuning.candidates import choose_packings
@@ -16,7 +17,7 @@ from kvant.tuning.priors import prior
 from kvant.tuning.probe import Probe, Replacement, chunks_of
 from kvant.tuning.rounding import packed_rows
 from kvant.tuning.sensitivity import Sensitivity, measure_costs
-from oracles.models import LLAMA, make_folder
+from oracles.models import BERT, LLAMA, make_folder
 
 DEEP = {**LLAMA, "num_hidden_layers": 6, "intermediate_size": 256, "vocab_size": 300}
 TOKENS = np.random.default_rng(0).integers(0, 290, 8192).astype(np.int32)
@@ -112,6 +113,13 @@ def test_short_contexts(tmp_path: Path) -> None:
     down = next(t for t in found.tensors if t.role == "ffn_down")
     assert set(down.errors) == {"IQ4_NL", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16"}
     assert len(down.measured) == 1
+
+
+def test_encoders_have_nothing_to_be_measured_by(tmp_path: Path) -> None:
+    source = open_checkpoint(make_folder(tmp_path / "m", BERT, dtype="F32", tokenizer=False))
+    with pytest.raises(UsageError, match="--effort fast"):
+        measure_costs(source, choose_packings(), tokens=TOKENS, threads=1)
+    assert measure_costs(source, choose_packings(), effort="fast", threads=1).tensors
 
 
 def test_priors() -> None:

@@ -104,7 +104,7 @@ class Probe:
         for first in range(0, len(self._chunks), self._together):
             batch = self._chunks[first : first + self._together]
             with _Batch(self._engine, batch) as b:
-                stream = self._engine.embed(batch.reshape(-1))
+                stream = self._engine.embed(b.tokens, b.lengths)
                 base = self._engine.run_rest(0, stream, b.work, b.rows)
                 for layer in range(self._engine.layers + 1):
                     for index in (i for i, start in enumerate(starts) if start == layer):
@@ -137,45 +137,46 @@ class Probe:
         for name, packing in replacement.packings.items():
             packed = rows_of(name, packing)
             if name == self._embedding:
-                stream = stream + self._moved(packing, packed, batch.tokens)
+                stream = stream + self._moved(packing, packed, batch)
                 if self._head != self._embedding:
                     continue
-            weights[name] = _engine_weight(packing, packed)
+            shape = self._checkpoint.weights[name].shape
+            weights[name] = _engine_weight(packing, packed, shape[0] if len(shape) == 3 else 1)
         with self._engine.replaced(weights):
             other = self._engine.run_rest(layer, stream, batch.work, batch.rows)
         kld = divergence(base, other, self._engine.threads)
         means: npt.NDArray[np.float64] = kld.reshape(batch.count, -1).mean(1)
         return means
 
-    def _moved(self, packing: str, packed: npt.NDArray[np.uint8], tokens: Tokens) -> Floats:
+    def _moved(self, packing: str, packed: npt.NDArray[np.uint8], batch: _Batch) -> Floats:
         """By how much the stream before the first layer changes with the embedding's rounding."""
-        ids, places = np.unique(tokens, return_inverse=True)
+        ids, places = np.unique(batch.tokens, return_inverse=True)
         weight = self._checkpoint.weights[self._embedding]
         with weight.open() as fd:
             rows = [weight.read_rows_f32(fd, i, i + 1) for i in ids.tolist()]
         before = np.concatenate(rows)
         moved: Floats = (dequantize(packing, packed[ids]) - before)[places]
-        return moved * self._embedding_scale(before[places], tokens)
+        return moved * self._embedding_scale(before[places], batch)
 
-    def _embedding_scale(self, rows: Floats, tokens: Tokens) -> np.float32:
+    def _embedding_scale(self, rows: Floats, batch: _Batch) -> np.float32:
         """What the graph multiplies embeddings with: by least squares, from what it makes of them.
 
         Positions that are added on top are as good as independent of the rows, so the slope is a
         scale only where it is clearly not one.
         """
-        stream = self._engine.embed(tokens).astype(np.float64)
+        stream = self._engine.embed(batch.tokens, batch.lengths).astype(np.float64)
         slope = float((stream * rows).sum() / np.square(rows, dtype=np.float64).sum())
         return np.float32(slope if abs(slope - 1) > 0.2 else 1.0)
 
 
-def _engine_weight(packing: str, packed: npt.NDArray[np.uint8]) -> _core.Weight:
-    """Packed rows for the engine; decoded where it has no kernels for them."""
+def _engine_weight(packing: str, packed: npt.NDArray[np.uint8], matrices: int) -> _core.Weight:
+    """Packed rows for the engine, of so many matrices; decoded where it has no kernels for them."""
     storage = get(packing).storage
     columns = packed.shape[1] // storage.block_bytes * storage.block
     if _core.has_panels(storage.id):
-        return _core.Weight.of_array(storage.id, columns, packed)
+        return _core.Weight.of_array(storage.id, columns, packed, matrices)
     rows = np.ascontiguousarray(dequantize(packing, packed)).view(np.uint8)
-    return _core.Weight.of_array(get("F32").storage.id, columns, rows)
+    return _core.Weight.of_array(get("F32").storage.id, columns, rows, matrices)
 
 
 class _Batch:
@@ -185,6 +186,7 @@ class _Batch:
         self.count = len(chunks)
         self.tokens = np.ascontiguousarray(chunks.reshape(-1))
         length = chunks.shape[1]
+        self.lengths = [length] * self.count
         first = min(_UNSCORED, length // 2)
         scored = self.count * (length - first)
         stride = max(1, -(-4 * scored * engine.vocab_size // _LOGITS_BYTES))

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from kvant.calibration import Importance
 from kvant.checkpoint import Checkpoint, Weight
 from kvant.engine import load_engine
+from kvant.errors import UsageError
 from kvant.packing import Packing, get
 from kvant.quant.allocate import Choice, Item
 from kvant.tuning.candidates import candidates, matrices, stored_as
@@ -143,6 +144,7 @@ def measure_costs(
         progress: called with what is done, steps done, steps in all.
 
     Raises:
+        UsageError: the model is an encoder, and the effort is not ``fast``.
         NotEnoughMemoryError, InputError, DataError: as for `kvant.engine.load_engine`.
     """
     started = time.perf_counter()
@@ -158,6 +160,11 @@ def measure_costs(
     chunks = chunks_of(tokens, count, length)
     room = 2 * STEP_TOKENS  # blocks are not shared between chunks
     engine = load_engine(checkpoint, threads=threads, kv_tokens=room)
+    if engine.encodes:
+        raise UsageError(
+            f"{checkpoint.path}: is an encoder, so there are no predictions to measure tensors by. "
+            "Use --effort fast, which measures nothing."
+        )
     bits = _BEST_BITS if effort == "best" else (_MEASURED_BITS,)
     measured = table.measure(Probe(checkpoint, engine, chunks), groups, bits)
     found = table.costs(table.coefficients(groups, measured), measured)

@@ -1,6 +1,6 @@
-"""Methods alone: kvant's files at each effort against llama-quantize's with its importance matrix.
+"""Methods alone: kvant's files at each effort against llama-quantize's with importance.
 
-Same packings tensor by tensor, same calibration text for both sides; the evaluation text is another.
+Same packings tensor by tensor, one calibration text for both; the evaluation text is another.
 
 python bench/quality_methods.py --llama-cpp build                     # the built-in model and texts
 python bench/quality_methods.py --llama-cpp build --model bench/models/qwen3-11m \
@@ -135,9 +135,11 @@ def _confirmed(
         child([tool, "-m", base, "-f", text, "-c", "512", "--kl-divergence-base", logits])
     found = {}
     for file in files:
-        run = child([tool, "-m", file, "--kl-divergence-base", logits, "--kl-divergence"])
-        match = re.search(r"Mean\s+KLD:\s+([0-9.]+)", run.output)
-        if match is None:
+        for _ in range(5):  # now and then the end of what it prints is lost as it exits
+            run = child([tool, "-m", file, "--kl-divergence-base", logits, "--kl-divergence"])
+            if match := re.search(r"Mean\s+KLD:\s+([0-9.]+)", run.output):
+                break
+        else:
             raise SystemExit(f"llama-perplexity said no mean divergence of {file}")
         found[file] = float(match[1])
     return found

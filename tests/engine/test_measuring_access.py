@@ -122,7 +122,7 @@ def test_the_rest_from_any_layer_is_a_step(loaded: tuple[Checkpoint, Engine]) ->
     for s, _ in sequences:
         s.truncate(0)
     rows = np.array([0, 3, 49, 50, 90], np.int32)
-    stream = engine.embed(STACKED)
+    stream = engine.embed(STACKED, LENGTHS)
     for layer in range(engine.layers + 1):
         for _ in range(2):
             assert np.array_equal(engine.run_rest(layer, stream, sequences, rows), logits[rows])

@@ -1,9 +1,9 @@
 """Encoders of texts: from a folder to GGUF, to vectors; transformers and llama.cpp give the same.
 
 Bounds, with the largest that was measured in brackets, on what the cosine between two vectors lacks
-to one. Against transformers 1e-7 (3e-9), against llama.cpp on F32 and F16 files 1e-6 (3e-8): keys
-and values are kept in half precision. Quantised, against llama.cpp on the same file: 1e-4 (1.5e-5),
-because both round activations to 8 bits, each in its own way.
+to one. Against transformers 1e-7 (3e-9), against llama.cpp on F32 and F16 files 1e-6 (1e-8 and
+3e-8): keys and values are kept in half precision. Quantised, against llama.cpp on the same file:
+1e-4 (1.5e-5), because both round activations to 8 bits, each in its own way.
 """
 
 from __future__ import annotations

@@ -3,16 +3,12 @@
 import numpy as np
 import pytest
 
-from kvant.packing import get, native
+from kvant.packing import all_packings, get, native
 from kvant.quant.methods import METHODS, Problem, Quantised, applies
 from kvant.quant.methods.feedback import damped, feedback, fitted, inverse_factor
 from kvant.quant.methods.refine import refine
 
-PACKINGS = [
-    n
-    for n in ("Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K")
-    if applies(n)
-]
+PACKINGS = sorted(p.name for p in all_packings() if applies(p.name))
 
 
 def problem_of(packing, rows=6, columns=512, seed=0, threads=1):

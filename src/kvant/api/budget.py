@@ -13,7 +13,9 @@ import numpy as np
 from kvant.calibration import Chunks, Importance, collect_importance, importance_bytes
 from kvant.checkpoint import Checkpoint
 from kvant.errors import UsageError
+from kvant.evidence import Making
 from kvant.export.gguf.plan import ModelKeys, Plan, model_shape, model_slots, plan_export
+from kvant.files.gguf import Value
 from kvant.packing import get
 from kvant.quant.allocate import Choice, Front, Item, Mixture
 from kvant.quant.assign import parse_override
@@ -233,10 +235,13 @@ def plan_maker(
     split_size: int | None,
     importance: Importance | None,
     reserve: bool = False,
+    making: Making | None = None,
+    keys_of_method: Mapping[str, Value] | None = None,
 ) -> MakePlan:
     """Plans of one model by recipe; its keys are computed once.
 
-    ``reserve``: with room for evidence, which counts against a budget of bytes too.
+    ``reserve``: with room for evidence, which counts against a budget of bytes too, as does what
+    the file says of its method (``making``, ``keys_of_method``).
     """
 
     def make_plan(recipe: Recipe) -> Plan:
@@ -248,6 +253,8 @@ def plan_maker(
             model=model,
             importance=importance,
             reserve=reserve,
+            making=making,
+            keys_of_method=keys_of_method,
         )
 
     return make_plan

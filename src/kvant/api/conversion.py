@@ -10,7 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvant.api.calibration import calibration_chunks
-from kvant.api.effort import Effort, EffortName, effort_keys, effort_of, prepared
+from kvant.api.effort import (
+    Effort,
+    EffortName,
+    effort_keys,
+    effort_of,
+    making_of,
+    prepared,
+)
 from kvant.api.evidence import Recorder, measures_by_default, record_evidence
 from kvant.api.source import Source, open_source, threads_or_default
 from kvant.calibration.belongs import belonging
@@ -205,13 +212,7 @@ def quantize(
         chunks = calibration_chunks(checkpoint, texts, tokens=tokens)
         if known is None and not dry_run:
             known = collect_importance(checkpoint, chunks, threads=threads_or_default(threads))
-        making = replace(
-            making or Making(),
-            effort=how.name,
-            method=how.described,
-            calibration=chunks.digest,
-            seed=0,
-        )
+        making = making_of(how, chunks, making)
     return _export(
         checkpoint,
         chosen,

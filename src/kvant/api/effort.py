@@ -17,6 +17,7 @@ from kvant.calibration.texts import Chunks
 from kvant.checkpoint import Weight, rotary_row_order
 from kvant.engine import load_engine
 from kvant.errors import OutputError, UsageError
+from kvant.evidence import Making
 from kvant.export.gguf.plan import Plan, PlannedTensor
 from kvant.files.gguf import Value, string, strings, uint64
 from kvant.files.tensor import StoredTensor
@@ -25,7 +26,7 @@ from kvant.quant.methods import METHODS
 from kvant.tuning.layerwise import Layerwise, quantise_layers
 from kvant.version import __version__
 
-__all__ = ["EFFORTS", "Effort", "EffortName", "effort_keys", "effort_of", "prepared"]
+__all__ = ["EFFORTS", "Effort", "EffortName", "effort_keys", "effort_of", "making_of", "prepared"]
 
 EffortName: TypeAlias = Literal["fast", "balanced", "best"]
 Bytes = npt.NDArray[np.uint8]
@@ -77,6 +78,17 @@ def effort_keys(effort: Effort, chunks: Chunks) -> dict[str, Value]:
         "kvant.quantization.seed": uint64(0),
         "kvant.quantization.versions": string(f"kvant {__version__}, numpy {np.__version__}"),
     }
+
+
+def making_of(effort: Effort, chunks: Chunks, making: Making | None = None) -> Making:
+    """``making`` with what the effort decides."""
+    return replace(
+        making or Making(),
+        effort=effort.name,
+        method=effort.described,
+        calibration=chunks.digest,
+        seed=0,
+    )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from kvant.api.budget import BudgetSearch, collected, named, plan_maker, search_
 from kvant.api.calibration import calibration_chunks
 from kvant.api.conversion import convert, importance_of, quantize
 from kvant.api.demonstration import make_folder
+from kvant.api.effort import EffortName
 from kvant.api.measurement import corpus_of, open_subject, read_text
 from kvant.api.model import load
 from kvant.api.source import Source, open_source, threads_or_default, tokenizer_of
@@ -178,7 +179,10 @@ def tune(
         threads=workers,
         progress=progress,
     )
-    made = [*making.budgets(search, budgets, own), *making.presets(presets)]
+    made = [
+        *making.budgets(search, budgets, own, effort, () if effort == "fast" else texts),
+        *making.presets(presets),
+    ]
     if llama_cpp is not None and found is not None:
         made += making.llama_cpp(Path(llama_cpp), presets, found)
     base, *variants = _measured(checkpoint, made, validation, chunks, workers, report)
@@ -240,7 +244,12 @@ class _Making:
         return self._folder / f"{self._checkpoint.info.file_stem(recipe)}.gguf"
 
     def budgets(
-        self, search: BudgetSearch, budgets: Sequence[float], importance: Importance | None
+        self,
+        search: BudgetSearch,
+        budgets: Sequence[float],
+        importance: Importance | None,
+        effort: EffortName,
+        texts: Sequence[Source | tuple[Source, float]],
     ) -> list[_Made]:
         """The best mixture of each budget that can be met.
 
@@ -265,6 +274,8 @@ class _Making:
                 recipe,
                 path,
                 importance=importance,
+                effort=effort,
+                texts=texts,
                 threads=self._threads,
                 evidence=False,  # the report has it all
                 force=self._force,

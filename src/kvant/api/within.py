@@ -22,6 +22,7 @@ from kvant.api.budget import (
 )
 from kvant.api.calibration import calibration_chunks
 from kvant.api.conversion import Artefact, importance_of, quantize
+from kvant.api.effort import effort_keys, effort_of, making_of
 from kvant.api.evidence import measures_by_default
 from kvant.api.measurement import evaluate
 from kvant.api.source import Source, open_source, threads_or_default
@@ -129,13 +130,23 @@ def quantize_within(
         InputError, OutputError: as for `quantize`.
     """
     _check_budgets(fit, bpw, max_kld)
+    if lora is not None and max_kld is not None:
+        raise UsageError(
+            "A divergence is measured from SRC, and an adapter changes that. Merge it first with "
+            "`kvant convert SRC --lora ADAPTER`, or give --fit or --bpw."
+        )
     checkpoint = open_source(source, lora)
     model = model_metadata(checkpoint, pre_tokenizer=pre_tokenizer)
     given = None if importance is None else importance_of(importance, checkpoint)
     chunks = None if effort == "fast" else calibration_chunks(checkpoint, texts)
     expected = given if chunks is None or given is not None else placeholder(checkpoint, chunks)
     reserve = measures_by_default(budget=True) if evidence is None else evidence
-    make_plan = plan_maker(checkpoint, model, tensors, split_size, expected, reserve)
+    how = effort_of(effort)
+    making = Making(target=_target(fit, bpw, max_kld, effort))
+    keys = None
+    if chunks is not None:
+        making, keys = making_of(how, chunks, making), effort_keys(how, chunks)
+    make_plan = plan_maker(checkpoint, model, tensors, split_size, expected, reserve, making, keys)
     smallest = smallest_plan(checkpoint, packings, pinned_by(checkpoint, tensors), make_plan)
     # Minutes of measuring come after it is known that the budget can be met at all.
     if fit is not None and smallest.size > fit:
@@ -144,7 +155,7 @@ def quantize_within(
         raise too_few_bits(checkpoint, bpw, smallest.bits_per_weight)
     if given is None and chunks is not None:
         given = collected(checkpoint, chunks, threads_or_default(threads), progress)
-        make_plan = plan_maker(checkpoint, model, tensors, split_size, given, reserve)
+        make_plan = plan_maker(checkpoint, model, tensors, split_size, given, reserve, making, keys)
     search = search_budgets(
         checkpoint,
         make_plan,
@@ -157,8 +168,6 @@ def quantize_within(
         progress=progress,
     )
 
-    making = Making(target=_target(fit, bpw, max_kld, effort))
-
     def write(recipe: Recipe, target: Source | None, dry: bool, final: bool) -> Artefact:
         return quantize(
             source,
@@ -167,6 +176,9 @@ def quantize_within(
             threads=threads,
             tensors=tensors,
             importance=given,
+            lora=lora,
+            effort=effort,
+            texts=texts if chunks is not None else (),
             split_size=split_size,
             pre_tokenizer=pre_tokenizer,
             evidence=evidence if final else False,

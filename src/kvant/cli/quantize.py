@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Literal
 
 from kvant.cli.artefact import print_artefact
 from kvant.cli.budget import add_budgets, check_budgets, run_budget
@@ -74,7 +75,7 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if check_budgets(arguments):
         return run_budget(arguments)
-    effort = arguments.effort or "fast"
+    effort: Literal["fast", "balanced", "best"] = arguments.effort or "fast"
     if effort == "fast":
         without_matrices()
     from kvant.api.calibration import text_and_weight

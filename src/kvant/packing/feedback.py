@@ -1,8 +1,8 @@
 """Codes chosen column by column: the core's loops inside one block of columns.
 
-Both need only what a packing's ``decode`` says of its levels, so they work for every packing whose
-codes stand for one weight each. Where its levels are evenly spaced (all but the code books), two of
-them tell the others.
+Both need only what a packing's ``decode`` says of its levels, so they work for packings whose codes
+stand for one weight each. To let a new one join, add its name below: where its levels are evenly
+spaced two of them tell the others, otherwise all are listed.
 """
 
 from __future__ import annotations
@@ -12,18 +12,27 @@ import numpy.typing as npt
 
 from kvant import _core
 from kvant.packing import get
-from kvant.packing.search import AffineGrid, SymmetricGrid
-from kvant.packing.spec import Codes, Floats, Packing, Scales
+from kvant.packing.spec import Codes, Floats, Scales
 
-__all__ = ["carry", "descend", "evenly_spaced"]
+__all__ = ["carry", "descend", "evenly_spaced", "weight_by_weight"]
 
 
-def evenly_spaced(packing: Packing) -> bool:
-    """Whether the levels of a block's code are base + step code: all but the code books."""
-    grid = getattr(packing, "grid", None)
-    if isinstance(grid, (AffineGrid, SymmetricGrid)):
-        return True
-    return packing.name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+_EVEN = frozenset({"Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K"})
+_LISTED = frozenset({"IQ4_NL", "IQ4_XS"})
+
+
+def evenly_spaced(name: str) -> bool:
+    """Whether the levels of a block are base + step code, so that two of them tell all."""
+    return name in _EVEN
+
+
+def weight_by_weight(name: str) -> bool:
+    """Whether each code of a packing stands for one weight, on levels that `decode` tells.
+
+    Not so where a code stands for several weights, nor for MXFP4, whose scales are powers of two,
+    nor for Q8_0, whose codes are signed bytes and so fine that there is nothing to gain.
+    """
+    return name in _EVEN or name in _LISTED
 
 
 def carry(
@@ -60,7 +69,7 @@ def carry(
     _core.carry(
         packing.storage.id,
         packing.bits,
-        evenly_spaced(packing),
+        evenly_spaced(packing.name),
         w,
         start,
         _bytes_of(scales),
@@ -106,7 +115,7 @@ def descend(
     _core.descend(
         packing.storage.id,
         packing.bits,
-        evenly_spaced(packing),
+        evenly_spaced(packing.name),
         q,
         r,
         start,

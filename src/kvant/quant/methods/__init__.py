@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from kvant.packing import get
-from kvant.packing.feedback import evenly_spaced
+from kvant.packing.feedback import weight_by_weight
 from kvant.quant.methods.feedback import feedback
 from kvant.quant.methods.problem import Problem, Quantised
 from kvant.quant.methods.refine import refine
@@ -30,6 +29,5 @@ METHODS: Mapping[str, Method] = {
 
 
 def applies(packing: str) -> bool:
-    """Whether methods that choose code by code can be used: each code stands for one weight, on
-    levels that `decode` tells. Q8_0 is so fine that there is nothing to gain."""
-    return evenly_spaced(get(packing))
+    """Whether methods that choose code by code can be used with a packing."""
+    return weight_by_weight(packing)

@@ -19,6 +19,7 @@ class TQ2_0(Packing):
     bits = 2
     good_for = "models trained with three values a weight; fast"
     block_layout = "256 x 2 bits, half d"
+    fast = False  # and for models that were trained so: a search for a budget need not try it
     grid = TernaryGrid()
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:

@@ -14,6 +14,12 @@ struct Iq4 {
   static constexpr int8_t kAscending[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 };
 
+// Twice the values of a 4-bit float E2M1, sign in the top bit.
+struct Fp4 {
+  static constexpr int8_t kLevels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  static constexpr int8_t kAscending[16] = {15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7, 7};
+};
+
 // At which level a candidate of the search puts a block's weight of largest magnitude.
 inline constexpr float kIq4Widths[] = {-129, 117, -120, -138, -108, 111, 126, -150, -126, -132, 135, -114};
 
@@ -131,6 +137,23 @@ struct BookGrid {
   }
 };
 
+// Drive a fit over any number of blocks of 32, sixteen at a time; the last are filled up with zeros.
+template <auto WEIGHTED, auto EQUAL>
+static void fit_sixteens(const float* x, const float* w, Scales* s, int64_t blocks) {
+  const auto some = [](const float* a, const float* b, Scales* out) {
+    b ? WEIGHTED(a, b, out) : EQUAL(a, nullptr, out);
+  };
+  int64_t k = 0;
+  for (; k + 16 <= blocks; k += 16) some(x + k * 32, w ? w + k * 32 : nullptr, s + k);
+  if (k == blocks) return;
+  float xx[512] = {}, ww[512] = {};
+  Scales rest[16];
+  std::memcpy(xx, x + k * 32, size_t(blocks - k) * 32 * sizeof(float));
+  if (w) std::memcpy(ww, w + k * 32, size_t(blocks - k) * 32 * sizeof(float));
+  some(xx, w ? ww : nullptr, rest);
+  std::memcpy(s + k, rest, size_t(blocks - k) * sizeof(Scales));
+}
+
 // w = d level, one scale for a block of 32.
 template <class BOOK, const auto& WIDTHS>
 struct FlatBookGrid {
@@ -172,18 +195,7 @@ struct FlatBookGrid {
   }
 
   static void fit(const float* x, const float* w, Scales* s, int64_t blocks) {
-    const auto some = [](const float* a, const float* b, Scales* out) {
-      b ? fit16<true>(a, b, out) : fit16<false>(a, nullptr, out);
-    };
-    int64_t k = 0;
-    for (; k + 16 <= blocks; k += 16) some(x + k * 32, w ? w + k * 32 : nullptr, s + k);
-    if (k == blocks) return;
-    float xx[512] = {}, ww[512] = {};  // an incomplete last run is filled up with zeros
-    Scales rest[16];
-    std::memcpy(xx, x + k * 32, size_t(blocks - k) * 32 * sizeof(float));
-    if (w) std::memcpy(ww, w + k * 32, size_t(blocks - k) * 32 * sizeof(float));
-    some(xx, w ? ww : nullptr, rest);
-    std::memcpy(s + k, rest, size_t(blocks - k) * sizeof(Scales));
+    fit_sixteens<fit16<true>, fit16<false>>(x, w, s, blocks);
   }
 
   static void encode(const float* x, const Scales* s, uint8_t* codes, int64_t blocks) {

@@ -62,6 +62,60 @@ static inline void product_nested(Block& w, int part, int64_t blocks, const uint
   for (int t = 0; t < T; ++t) store(y + t * stride + part * kLanes, acc[t]);
 }
 
+// One scale a block of 256.
+template <class F, class Block, int T, int W>
+static inline void product_flat(Block& w, int part, int64_t blocks, const uint8_t* tile,
+                                const ActLayout& l, int t0, float* y, int64_t stride) {
+  const int8_t* q = (const int8_t*)tile + t0 * 4;
+  const float* d = (const float*)(tile + l.d) + t0;
+  const int16_t* sums = (const int16_t*)(tile + l.sums) + t0 * 2;
+  vf acc[T] = {};
+  for (int64_t b = 0; b < blocks; ++b, q += 256 * W, d += W, sums += 8 * W) {
+    w.enter(b);
+    vi total[T];
+    for (int t = 0; t < T; ++t) {
+      int sum = 0;
+      for (int p = 0; p < 4; ++p) sum += sums[(p * W + t) * 2] + sums[(p * W + t) * 2 + 1];
+      total[t] = splat_int(-F::zero * sum);
+    }
+    if constexpr (Block::kPacked && F::low == 2 && T <= 2) {
+      // With so few tokens a sum would wait for itself and shifting codes would take as long as
+      // multiplying them: every step has a sum of its own, two of them of codes where they lie.
+      vi step[T][3] = {};
+#pragma GCC unroll 4
+      for (int h = 0; h < F::quads; ++h) {
+        const vc c = w.line(h, part);
+#pragma GCC unroll 2
+        for (int t = 0; t < T; ++t) {
+          const int8_t* a = q + (h * 4 * W + t) * 4;
+          total[t] = dot<F::wide>(total[t], c & (uint8_t)3, a);
+          step[t][0] = dot<F::wide>(step[t][0], c & (uint8_t)12, a + W * 4);
+          step[t][1] = dot<F::wide>(step[t][1], c & (uint8_t)48, a + W * 8);
+          step[t][2] = dot<F::wide>(step[t][2], field<6, 3>(c), a + W * 12);
+        }
+      }
+      for (int t = 0; t < T; ++t) total[t] += (step[t][0] >> 2) + (step[t][1] >> 4) + step[t][2];
+    } else {
+#pragma GCC unroll 2
+      for (int h = 0; h < F::quads; ++h) {
+        vc c[4];
+        w.quad(h, part, c);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k)
+#pragma GCC unroll 8
+          for (int t = 0; t < T; ++t)
+            total[t] = dot<F::wide>(total[t], c[k], q + ((h * 4 + k) * W + t) * 4);
+      }
+    }
+    const vf scale = w.d(part);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t)
+      acc[t] = vfma(to_float(total[t]), scale * splat(d[t]), acc[t]);
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) store(y + t * stride + part * kLanes, acc[t]);
+}
+
 // One scale a block of 32.
 template <class F, class Block, int T, int W>
 static inline void product_plain(Block& w, int part, int64_t blocks, const uint8_t* tile,
@@ -120,6 +174,8 @@ struct Panels {
       Block w(from, blocks);
       if constexpr (F::nested)
         product_nested<F, Block, T, W>(w, part, blocks, tile, l, t0, y, stride);
+      else if constexpr (F::block == 256)
+        product_flat<F, Block, T, W>(w, part, blocks, tile, l, t0, y, stride);
       else
         product_plain<F, Block, T, W>(w, part, blocks, tile, l, t0, y, stride);
     }

@@ -43,6 +43,16 @@ struct LevelBytes {
   static inline vc look(vc codes) { return look_up(codes, kBytes.data()); }
 };
 
+// 2^(e - 128), exact down to the least.
+static inline vf power_of(vi e) {
+  return (vf)(e < 2 ? 0x00200000 << (e & 1) : (e - 1) << 23);
+}
+
+static inline uint8_t exponent_of(float d) {
+  const uint32_t bits = float_bits(d);
+  return bits < 0x00800000u ? bits >= 0x00400000u : uint8_t((bits >> 23) + 1);
+}
+
 // LOW bits of each code lie together and HIGH above them (LOW 4 or 2 with HIGH 0, 1 or 2; or 8 and
 // 0). ZERO is the code of weight zero; AFFINE packings have minima instead.
 template <int LOW, int HIGH, int BLOCK, int SUB, int ZERO, SubScales SCALES, bool AFFINE,
@@ -53,9 +63,11 @@ struct Format {
   static constexpr SubScales scales = SCALES;
   static constexpr bool affine = AFFINE, wide = LOW == 8 || LEVELS::kWide;
   static constexpr bool nested = SCALES != SubScales::None;  // two levels of scales
-  static constexpr Act act = nested ? Act::Q8_256 : Act::Q8_32;
+  static constexpr Act act = BLOCK == 256 ? Act::Q8_256 : Act::Q8_32;
+  // Blocks' scales are powers of two, a byte each.
+  static constexpr bool exponents = requires { requires LEVELS::kExponents; };
   static constexpr int steps = BLOCK / 4, quads = BLOCK / 16, subs = BLOCK / SUB;
-  static constexpr int head_bytes = AFFINE || SCALES == SubScales::EightSixBits ? 64 : 32;
+  static constexpr int head_bytes = exponents ? 16 : AFFINE || SCALES == SubScales::EightSixBits ? 64 : 32;
   static constexpr int scale_bytes = !nested                                   ? 0
                                      : SCALES == SubScales::SixBits            ? 192
                                      : SCALES == SubScales::SixBitsSigned      ? 192
@@ -84,6 +96,8 @@ struct Format {
 template <class F>
 class PackedBlock {
  public:
+  static constexpr bool kPacked = true;
+
   PackedBlock(const uint8_t* panel, int64_t blocks)
       : heads_(panel), records_(panel + F::heads_bytes(blocks)) {}
 
@@ -158,6 +172,16 @@ class PackedBlock {
       for (int k = 0; k < 4; ++k) out[k] = F::levels::look(out[k]);
   }
 
+  // Sixteen columns of two-bit codes as they lie: step k in bits 2 k and above.
+  inline vc line(int q, int part) const {
+    const uint8_t* at = record_ + F::scale_bytes + q * F::group_bytes;
+    if (part == 0) {
+      __builtin_prefetch(at + 640, 0, 3);
+      __builtin_prefetch(at + 4096, 0, 2);
+    }
+    return load_codes(at + part * kLanes * 4);
+  }
+
   inline vi scale(int j, int part) const {
     const int at = j * 16 + part * kLanes;
     if constexpr (F::scales == SubScales::SixBits) return widen(values_ + at);
@@ -188,6 +212,7 @@ class PackedBlock {
   }
 
   inline vf d(int part) const {
+    if constexpr (F::exponents) return power_of(widen(head_ + part * kLanes));
     const vf d = vload_f16((const uint16_t*)head_ + part * kLanes);
     return F::levels::kUnit == 1.0f ? d : d * F::levels::kUnit;
   }
@@ -203,6 +228,8 @@ class PackedBlock {
 template <class F>
 class UnpackedBlock {
  public:
+  static constexpr bool kPacked = false;
+
   UnpackedBlock(const uint8_t* unpacked, int64_t) : all_(unpacked) {}
   inline void enter(int64_t b) { at_ = all_ + b * F::unpacked_bytes; }
   inline void quad(int q, int part, vc* out) const {

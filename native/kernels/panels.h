@@ -136,7 +136,10 @@ static void interleave(const uint8_t* const* rows, int n, int64_t columns, uint8
       transpose<F::steps, SIGNED>(codes[0] + b * F::block, steps);
       uint8_t* head = panel + (b0 + b) * F::head_bytes;
       for (int r = 0; r < n; ++r) {
-        put_half(head + 2 * r, scales[r][b].d);
+        if constexpr (F::exponents)
+          head[r] = exponent_of(scales[r][b].d);
+        else
+          put_half(head + 2 * r, scales[r][b].d);
         if constexpr (F::affine) put_half(head + 32 + 2 * r, scales[r][b].dmin);
       }
       if constexpr (F::nested) put_scales<F>(scales[0], record, head + 32);

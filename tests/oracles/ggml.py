@@ -28,7 +28,10 @@ DEQUANTISERS = {
         for name in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
     },
     **{name: f"dequantize_row_q{name[1]}_K" for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")},
-    **{name: f"dequantize_row_{name.lower()}" for name in ("IQ4_NL", "IQ4_XS")},
+    **{
+        name: f"dequantize_row_{name.lower()}"
+        for name in ("IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0")
+    },
 }
 """The C function that decodes a row of each type."""
 

@@ -42,12 +42,17 @@ FILE_TYPES = {
     "IQ3_XS": (22, "IQ3_S"),
     "IQ3_XXS": (23, "IQ3_XXS"),
     "IQ1_S": (24, "IQ1_S"),
+    "IQ4_NL": (25, "IQ4_NL"),
     "IQ3_S": (26, "IQ3_S"),
     "IQ3_M": (27, "IQ3_S"),
     "IQ2_S": (28, "IQ2_XS"),
     "IQ2_M": (29, "IQ2_S"),
+    "IQ4_XS": (30, "IQ4_XS"),
     "IQ1_M": (31, "IQ1_M"),
     "BF16": (32, "BF16"),
+    "TQ1_0": (36, "TQ1_0"),
+    "TQ2_0": (37, "TQ2_0"),
+    "MXFP4_MOE": (38, "Q8_0"),
 }
 """Name of a file type: its number (``enum llama_ftype``) and default tensor type."""
 
@@ -55,7 +60,8 @@ _BLOCK = {"F32": 1, "F16": 1, "BF16": 1}
 _BLOCK |= dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), 32)
 _BLOCK |= dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), 256)
 _CODEBOOKS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
-_BLOCK |= dict.fromkeys(_CODEBOOKS, 256) | {"IQ4_NL": 32}
+_BLOCK |= dict.fromkeys(_CODEBOOKS, 256) | {"IQ4_NL": 32, "IQ4_XS": 256}
+_BLOCK |= {"TQ1_0": 256, "TQ2_0": 256, "MXFP4": 32}
 _FEW_BITS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M")
 
 
@@ -92,7 +98,7 @@ def _fallback(kind: str, row: int) -> str:
     if row % _BLOCK[kind] == 0:
         return kind
     match kind:
-        case "Q2_K" | "Q3_K":
+        case "Q2_K" | "Q3_K" | "TQ1_0" | "TQ2_0":
             smaller = "Q4_0"
         case "Q4_K":
             smaller = "Q5_0"
@@ -100,7 +106,7 @@ def _fallback(kind: str, row: int) -> str:
             smaller = "Q5_1"
         case "Q6_K":
             smaller = "Q8_0"
-        case _ if kind in _CODEBOOKS:
+        case _ if kind in (*_CODEBOOKS, "IQ4_XS"):
             smaller = "IQ4_NL"
         case _:
             return "F16"
@@ -114,7 +120,11 @@ def _standard(file_type: str, default: str, name: str, row: int, facts: Facts) -
         if file_type in (*_FEW_BITS, "IQ3_XXS"):
             return "Q5_K"
         return default if default == "Q8_0" else "Q6_K"
+    if file_type == "MXFP4_MOE":
+        return "MXFP4" if "_exps." in name else "Q8_0"
     if name == "token_embd.weight":
+        if default in ("TQ1_0", "TQ2_0"):
+            return "Q4_K"
         few = {"IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S", "IQ3_XXS": "IQ3_S"}
         return few.get(file_type, "Q2_K" if file_type in _FEW_BITS else default)
     layer = re.match(r"blk\.(\d+)\.", name)
@@ -124,7 +134,8 @@ def _standard(file_type: str, default: str, name: str, row: int, facts: Facts) -
     if facts.experts == 8 and ("attn_v.weight" in name or "attn_k.weight" in name):
         return "Q8_0"
     if facts.experts == 8 and "attn_output.weight" in name:
-        lifted = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M")
+        lifted = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS")
+        lifted += ("IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M")
         return "Q5_K" if file_type in lifted else default
     if "attn_v.weight" in name or "attn_qkv.weight" in name:
         kind = _attn_v(file_type, default, i, facts)
@@ -137,14 +148,16 @@ def _standard(file_type: str, default: str, name: str, row: int, facts: Facts) -
     if "ffn_gate" in name or "ffn_up" in name:
         return "IQ3_XXS" if file_type == "IQ3_XS" and n // 8 <= i < 7 * n // 8 else default
     if "ffn_down" in name:
-        return _ffn_down(file_type, default, i, n)
+        return _ffn_down(file_type, default, i, facts)
     return default
 
 
 def _few_bits(file_type: str, default: str, name: str, i: int, facts: Facts) -> str:
     lifted = "IQ3_S" if file_type in ("IQ2_S", "IQ2_M") else "Q2_K"
-    if "attn_v.weight" in name:
-        return "Q4_K" if facts.gqa >= 4 else lifted
+    if "attn_v.weight" in name or "attn_qkv.weight" in name:
+        return "Q4_K" if facts.gqa >= 4 or facts.experts >= 4 else lifted
+    if facts.experts == 8 and ("attn_k.weight" in name or "attn_output.weight" in name):
+        return "Q4_K" if "attn_k" in name else "Q5_K"
     if "ffn_down" in name:
         return lifted if i < facts.layers // 8 else default
     if "attn_output.weight" in name:
@@ -165,6 +178,8 @@ def _attn_v(file_type: str, default: str, i: int, facts: Facts) -> str:
             return "Q4_K" if facts.gqa >= 4 else "Q2_K"
         case "IQ3_XXS" | "IQ3_XS" | "IQ3_S":
             return "Q4_K" if facts.gqa >= 4 else default
+        case "IQ4_NL" | "IQ4_XS":
+            return "Q5_K" if facts.gqa >= 4 else default
         case "IQ3_M":
             return "Q4_K"
         case "Q3_K_M":
@@ -178,14 +193,17 @@ def _attn_v(file_type: str, default: str, i: int, facts: Facts) -> str:
     return default
 
 
-def _ffn_down(file_type: str, default: str, i: int, n: int) -> str:
+def _ffn_down(file_type: str, default: str, i: int, facts: Facts) -> str:
+    n = facts.layers
     match file_type:
         case "Q2_K":
             return "Q3_K"
         case "Q2_K_S":
             return "Q4_K" if i < n // 8 else "Q2_K"
         case "IQ3_M":
-            return "Q4_K" if i < n // 8 else default
+            return "Q4_K" if i < n // 8 or (facts.experts == 8 and _more(i, n)) else default
+        case "IQ4_NL" | "IQ4_XS":
+            return "Q5_K" if i < n // 8 else default
         case "Q3_K_M":
             return "Q5_K" if i < n // 16 else "Q4_K"
         case "Q3_K_L":

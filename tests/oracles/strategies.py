@@ -104,7 +104,8 @@ def codes_and_scales(draw: st.DrawFn, packing: Packing) -> tuple[Floats, Floats]
     """Any codes and scales that a file in this packing can hold, d and dmin finite."""
     n = draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(_seeds))
-    codes = rng.integers(0, 2**packing.bits, (n, packing.block)).astype(np.uint8)
+    most = 3 if packing.name == "TQ1_0" else 2**packing.bits
+    codes = rng.integers(0, most, (n, packing.block)).astype(np.uint8)
     scales = np.zeros(n, SCALES)
     affine = packing.name in ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
     for field in ("d", "dmin") if affine else ("d",):
@@ -116,6 +117,8 @@ def codes_and_scales(draw: st.DrawFn, packing: Packing) -> tuple[Floats, Floats]
         data = rng.integers(0, 256, (n, packing.storage.block_bytes), dtype=np.uint8)
         codes, of_bytes = packing.unlayout(data)
         scales["sub"], scales["submin"] = of_bytes["sub"], of_bytes["submin"]
+    if packing.name == "MXFP4":
+        scales["d"] = 2.0 ** rng.integers(-128, 128, n)
     if packing.name in _SUB_RANGES:
         subs, least, most, most_minimum = _SUB_RANGES[packing.name]
         scales["sub"][:, :subs] = rng.integers(least, most + 1, (n, subs))

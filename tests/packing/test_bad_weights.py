@@ -72,7 +72,9 @@ def test_the_largest_weights_are_taken_and_decode_to_finite(target: str) -> None
 
 
 @every
-@pytest.mark.parametrize("packing", BLOCK_PACKINGS, ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "packing", [p for p in BLOCK_PACKINGS if p.name != "MXFP4"], ids=lambda p: p.name
+)
 def test_scales_of_a_packed_source(packing: Packing, target: str) -> None:
     """A quantised file with infinity or NaN for a scale: the first weight it spoils is named."""
     for bits in (0x7C00, 0xFC00, 0x7E00, 0x7D01, 0xFFFF):
@@ -82,7 +84,8 @@ def test_scales_of_a_packed_source(packing: Packing, target: str) -> None:
 def spoil_a_scale(packing: Packing, target: str, bits: int) -> None:
     columns = 16 * packing.block
     data = quantize(packing.name, np.ones((ROWS, columns), np.float32))
-    position = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(packing.name, 0)
+    places = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208, "TQ1_0": 52, "TQ2_0": 64}
+    position = places.get(packing.name, 0)
     place = 3 * packing.storage.block_bytes + position
     if packing.name == "IQ1_M":  # four bits of it above the scales in each of four words
         at = 3 * packing.storage.block_bytes + 48
@@ -98,6 +101,19 @@ def spoil_a_scale(packing: Packing, target: str, bits: int) -> None:
     assert caught.value.row * columns + caught.value.column == first
     assert caught.value.row == 1
     assert 3 * packing.block <= caught.value.column < 4 * packing.block
+
+
+@every
+def test_a_power_of_two_that_is_too_large(target: str) -> None:
+    data = quantize("MXFP4", np.ones((ROWS, 256), np.float32))
+    data[1, 3 * 17] = 255  # times 2^127: beyond single precision from the second level on
+    with np.errstate(over="ignore"):
+        decoded = dequantize("MXFP4", data)
+    first = np.flatnonzero(~np.isfinite(decoded))[0]
+    expect_first = (1, 3 * 32) if target not in LARGEST else divmod(int(first), 256)
+    with pytest.raises(BadWeight) as caught:
+        convert_rows("MXFP4", target, data, 256)
+    assert (caught.value.row, caught.value.column) == expect_first
 
 
 @settings(max_examples=200, deadline=None)

@@ -39,6 +39,9 @@ def test_any_block_is_written_back_byte_for_byte(packing: Packing, seed: int) ->
         0, 256, (8, packing.storage.block_bytes), dtype=np.uint8
     )
     codes, scales = packing.unlayout(data)
+    if packing.name == "TQ1_0":  # a byte has 256 forms and five codes of three have 243
+        data = packing.layout(codes, scales)
+        codes, scales = packing.unlayout(data)
     number = ~np.isnan(scales["d"]) & ~np.isnan(scales["dmin"])
     again = packing.layout(codes, scales)
     np.testing.assert_array_equal(again[number], data[number])
@@ -188,6 +191,8 @@ def test_names_sizes_and_classes() -> None:
     assert table == {
         "IQ1_S": ("ultra-low", 1.5625),
         "IQ1_M": ("ultra-low", 1.75),
+        "TQ1_0": ("ultra-low", 1.6875),
+        "TQ2_0": ("ultra-low", 2.0625),
         "IQ2_XXS": ("ultra-low", 2.0625),
         "IQ2_XS": ("ultra-low", 2.3125),
         "IQ2_S": ("ultra-low", 2.5625),
@@ -195,6 +200,7 @@ def test_names_sizes_and_classes() -> None:
         "IQ3_XXS": ("low", 3.0625),
         "Q3_K": ("low", 3.4375),
         "IQ3_S": ("low", 3.4375),
+        "MXFP4": ("low", 4.25),
         "IQ4_XS": ("low", 4.25),
         "Q4_0": ("low", 4.5),
         "IQ4_NL": ("low", 4.5),

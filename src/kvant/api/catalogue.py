@@ -47,6 +47,7 @@ class Formats:
                             "roles": list(rule.roles),
                             "layers": rule.layers,
                             "min_queries_per_kv_head": rule.min_queries_per_kv_head,
+                            "experts": rule.experts,
                         }
                         for rule in r.rules
                     ],

@@ -13,6 +13,7 @@ from kvant.packing.iq3_s import IQ3_S
 from kvant.packing.iq3_xxs import IQ3_XXS
 from kvant.packing.iq4_nl import IQ4_NL
 from kvant.packing.iq4_xs import IQ4_XS
+from kvant.packing.mxfp4 import MXFP4
 from kvant.packing.native import (
     BadWeight,
     convert_rows,
@@ -32,6 +33,8 @@ from kvant.packing.q5_k import Q5_K
 from kvant.packing.q6_k import Q6_K
 from kvant.packing.q8_0 import Q8_0
 from kvant.packing.spec import Packing, PrecisionClass
+from kvant.packing.tq1_0 import TQ1_0
+from kvant.packing.tq2_0 import TQ2_0
 
 __all__ = [
     "BadWeight",
@@ -48,14 +51,17 @@ __all__ = [
 
 _PACKINGS: tuple[Packing, ...] = (
     IQ1_S(),
+    TQ1_0(),
     IQ1_M(),
     IQ2_XXS(),
+    TQ2_0(),
     IQ2_XS(),
     IQ2_S(),
     Q2_K(),
     IQ3_XXS(),
     Q3_K(),
     IQ3_S(),
+    MXFP4(),
     IQ4_XS(),
     Q4_0(),
     IQ4_NL(),

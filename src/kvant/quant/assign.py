@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kvant.errors import UsageError
-from kvant.packing import get, known
+from kvant.packing import get
 from kvant.quant.recipe import ModelShape, Recipe
 
 __all__ = [
@@ -26,7 +26,8 @@ NEED_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ
 without an importance matrix."""
 
 FALLBACKS: dict[str, str] = {
-    **dict.fromkeys(sorted(NEED_IMPORTANCE | {"IQ3_S"}), "IQ4_NL" if known("IQ4_NL") else "Q4_0"),
+    **dict.fromkeys(sorted(NEED_IMPORTANCE | {"IQ3_S", "IQ4_XS"}), "IQ4_NL"),
+    **dict.fromkeys(("TQ1_0", "TQ2_0"), "Q4_0"),
     "Q2_K": "Q4_0",
     "Q3_K": "Q4_0",
     "Q4_K": "Q5_0",

@@ -60,12 +60,33 @@ def _few_bits(name: str, base: str, good_for: str, file_type: int, lift: str, mi
     )
 
 
+def _ternary(name: str, good_for: str, file_type: int) -> Recipe:
+    """Three values a weight, for models that were trained so; more for the embedding."""
+    return _k(name, name, good_for, file_type, "ultra-low", Rule("Q4_K", ("token_embd",)))
+
+
+def _uneven(name: str, base: str, good_for: str, file_type: int) -> Recipe:
+    """Four bits of uneven levels: more for the value projection where keys are shared, and for the
+    first down projections."""
+    return _k(
+        name,
+        base,
+        good_for,
+        file_type,
+        "low",
+        Rule("Q5_K", _VALUE, min_queries_per_kv_head=4),
+        Rule("Q5_K", ("ffn_down",), "first 1/8"),
+    )
+
+
 PRESETS: tuple[Recipe, ...] = (
     _few_bits("IQ1_S", "IQ1_S", "research: the least there is", 24, "Q2_K", "IQ2_XXS"),
     _few_bits(
         "IQ1_M", "IQ1_M", "research: very large models, little memory", 31, "Q2_K", "IQ2_XXS"
     ),
+    _ternary("TQ1_0", "models trained with three values a weight, the smallest file", 36),
     _few_bits("IQ2_XXS", "IQ2_XXS", "extreme limits, for large models", 19, "Q2_K", "IQ2_XXS"),
+    _ternary("TQ2_0", "models trained with three values a weight, the fastest", 37),
     _few_bits("IQ2_XS", "IQ2_XS", "extreme limits: two bits, a table finer", 20, "Q2_K", "IQ2_XS"),
     _few_bits("IQ2_S", "IQ2_XS", "extreme limits: more where it matters", 28, "IQ3_S", "IQ3_S"),
     _few_bits("IQ2_M", "IQ2_S", "extreme limits: the largest two bits", 29, "IQ3_S", "IQ3_S"),
@@ -124,6 +145,7 @@ PRESETS: tuple[Recipe, ...] = (
         "low",
         Rule("Q4_K", (*_VALUE, "attn_output")),
         Rule("Q4_K", ("ffn_down",), "first 1/8"),
+        Rule("Q4_K", ("ffn_down",), "more", experts=8),
     ),
     _k(
         "Q3_K_S",
@@ -151,6 +173,15 @@ PRESETS: tuple[Recipe, ...] = (
         "low",
         Rule("Q5_K", (*_VALUE, "attn_output", "ffn_down")),
     ),
+    Recipe(
+        "MXFP4_MOE",
+        "Q8_0",
+        "experts in MXFP4 as they are published, the rest at 8 bits",
+        38,
+        "low",
+        rules=(Rule("MXFP4", ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")),),
+    ),
+    _uneven("IQ4_XS", "IQ4_XS", "phones: the smallest four bits, near Q4_K_S in quality", 30),
     _k(
         "Q4_0",
         "Q4_0",
@@ -158,6 +189,7 @@ PRESETS: tuple[Recipe, ...] = (
         2,
         "low",
     ),
+    _uneven("IQ4_NL", "IQ4_NL", "phones: as IQ4_XS for rows that are no multiple of 256", 25),
     _k(
         "Q4_1",
         "Q4_1",

@@ -58,32 +58,35 @@ _EIGHT_EXPERTS_OUTPUT = frozenset(
 )
 """The recipes that give such a model's attention output Q5_K."""
 
+_EIGHT_EXPERTS_FEW_BITS = {"attn_k": "Q4_K", "attn_output": "Q5_K"}
+"""Its choice there for files of one or two bits."""
+
 _LIFT_70B = {"Q3_K": "Q5_K", "Q4_K": "Q5_K"}
 """In those models the value projection is an eighth of the query's: bits for it cost nothing."""
 
 
-_NOT_LIFTED = ("IQ1", "IQ2")
-"""But not in files of so few bits: llama.cpp's choice."""
-
-
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``packing`` for tensors of these ``roles`` in these ``layers``.
+    """``packing`` for tensors of these ``roles`` in these ``layers``; of experts also where a
+    role without ``_exps`` is named.
 
     ``min_queries_per_kv_head`` restricts the rule to models whose key and value tensors are that
-    many times smaller than the query's, where bits for them are cheap.
+    many times smaller than the query's, where bits for them are cheap; ``experts``, if not 0,
+    to models of that many experts.
     """
 
     packing: str
     roles: tuple[str, ...]
     layers: LayerSet = "all"
     min_queries_per_kv_head: int = 0
+    experts: int = 0
 
     def fits(self, role: str, layer: int | None, shape: ModelShape) -> bool:
         """Whether the rule decides for a tensor of ``role`` in ``layer``."""
         return (
-            role.removesuffix("_exps") in self.roles
+            (role in self.roles or role.removesuffix("_exps") in self.roles)
             and shape.queries_per_kv_head >= self.min_queries_per_kv_head
+            and self.experts in (0, shape.experts)
             and (self.layers == "all" or (layer is not None and self._has(layer, shape.layers)))
         )
 
@@ -136,6 +139,11 @@ class Recipe:
         """False for recipes that only store floats."""
         return self.base not in FLOATS
 
+    @property
+    def _few_bits(self) -> bool:
+        """One or two bits from a code book: llama.cpp has rules of their own for these."""
+        return self.base.startswith(("IQ1", "IQ2"))
+
     def to_json(self) -> dict[str, object]:
         """What the recipe decides, as plain data: enough to make the same file again."""
         return {
@@ -162,16 +170,16 @@ class Recipe:
             if row_length % get(self.base).block and self.output_fallback is not None:
                 return self.output_fallback
             return self.output
-        if shape.experts == 8 and self.quantised:
+        if shape.experts >= 4 and role in ("attn_v", "attn_qkv") and self._few_bits:
+            return "Q4_K"
+        if shape.experts == 8 and self._few_bits and role in _EIGHT_EXPERTS_FEW_BITS:
+            return _EIGHT_EXPERTS_FEW_BITS[role]
+        if shape.experts == 8 and self.quantised and not self._few_bits:
             if role in _EIGHT_EXPERTS:
                 return _EIGHT_EXPERTS[role]
             if role == "attn_output":
                 return "Q5_K" if self.name in _EIGHT_EXPERTS_OUTPUT else self.base
         packing = next((r.packing for r in self.rules if r.fits(role, layer, shape)), self.base)
-        if (
-            role in ("attn_v", "attn_qkv")
-            and shape.is_70b
-            and not self.base.startswith(_NOT_LIFTED)
-        ):
+        if role in ("attn_v", "attn_qkv") and shape.is_70b and not self._few_bits:
             return _LIFT_70B.get(packing, packing)
         return packing

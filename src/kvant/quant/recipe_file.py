@@ -169,12 +169,13 @@ def _rules(value: object) -> tuple[Rule, ...]:
 def _rule(value: object, where: str) -> Rule:
     try:
         fields = _Fields(value, where, "a rule")
-        fields.refuse_others({"packing", "roles", "layers", "min_queries_per_kv_head"})
+        fields.refuse_others({"packing", "roles", "layers", "min_queries_per_kv_head", "experts"})
         return Rule(
             packing=fields.required("packing", _packing),
             roles=fields.required("roles", _roles),
             layers=fields.optional("layers", _one_of(get_args(LayerSet)), "all"),
             min_queries_per_kv_head=fields.optional("min_queries_per_kv_head", _file_type, 0),
+            experts=fields.optional("experts", _file_type, 0),
         )
     except InputError as error:
         raise _WrongError(str(error)) from None

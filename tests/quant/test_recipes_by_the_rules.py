@@ -141,10 +141,6 @@ def test_as_the_rules_say(model: tuple[Checkpoint, Facts]) -> None:
             weight.name: expected_type(name, weight.name, weight.shape, facts)
             for weight in checkpoint.weights.values()
         }
-        # The code books' rules are only retold for dense models with three matrices.
-        fused = any("attn_qkv" in each for each in expected)
-        if name.startswith("IQ") and (fused or facts.experts == 8):
-            continue
         if _all_known(expected):
             assert _ours(checkpoint, name) == expected, name
 

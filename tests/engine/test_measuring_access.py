@@ -12,8 +12,9 @@ from kvant import _core
 from kvant.checkpoint import Checkpoint
 from kvant.engine import Engine, load_engine
 from kvant.errors import CacheFullError, ContextError, UsageError
+from kvant.graph.find import output_head
 from kvant.graph.ir import WeightRef
-from kvant.graph.ops import Linear, output_head, run
+from kvant.graph.ops import Linear, run
 from kvant.packing import get, quantize
 from kvant.reference.interpret import Interpreter
 

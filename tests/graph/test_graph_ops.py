@@ -14,8 +14,10 @@ import pytest
 import kvant
 from kvant.arch import architecture_names
 from kvant.graph import ops
+from kvant.graph.build import Graph
+from kvant.graph.find import rotary_weights
 from kvant.graph.ir import KvState, Op, WeightRef
-from kvant.graph.ops import Fold, Graph, Rope, rotary_weights, run
+from kvant.graph.ops import Fold, Rope, run
 from kvant.graph.show import show
 
 

@@ -33,7 +33,7 @@ from kvant.arch._rope import Rope
 from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.gguf import GgufFile, Value, string
 from kvant.files.source import quote
-from kvant.graph.ops import Graph
+from kvant.graph.build import Graph
 
 __all__ = [
     "Architecture",

@@ -13,8 +13,8 @@ from kvant.arch._fields import Count, Done, Field, GgufSource, HfSource, Real, f
 from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.gguf import Value, float32, string, uint32
 from kvant.files.source import quote
+from kvant.graph.build import Graph
 from kvant.graph.ir import Value as Node
-from kvant.graph.ops import Graph
 from kvant.packing import dequantize
 
 __all__ = [

@@ -13,8 +13,8 @@ from kvant.arch._config import ModelConfig, check_heads
 from kvant.arch._fields import count, count_elsewhere, derived, real
 from kvant.files.gguf import Value as GgufValue
 from kvant.files.gguf import boolean, uint32
+from kvant.graph.build import Graph
 from kvant.graph.ir import Value
-from kvant.graph.ops import Graph
 
 HF_CLASSES = ("BertModel", "BertForMaskedLM", "BertForPreTraining")
 GGUF_ROWS = "half"

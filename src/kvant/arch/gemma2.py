@@ -13,8 +13,8 @@ from kvant.arch._config import DecoderConfig
 from kvant.arch._fields import derived
 from kvant.arch._gemma import check_query_scalar, query_scalar, soft_cap
 from kvant.arch._windows import Windows, window_field
+from kvant.graph.build import Graph
 from kvant.graph.ir import Value
-from kvant.graph.ops import Graph
 
 HF_CLASSES = ("Gemma2ForCausalLM",)
 GGUF_ROWS = "half"

@@ -14,8 +14,8 @@ from kvant.arch._fields import flag, real
 from kvant.arch._gemma import check_query_scalar, query_scalar
 from kvant.arch._rope import Rope, local_rope_field, rope_field
 from kvant.arch._windows import Windows, window_field
+from kvant.graph.build import Graph
 from kvant.graph.ir import Value
-from kvant.graph.ops import Graph
 
 HF_TYPE = "gemma3_text"
 HF_CLASSES = ("Gemma3ForCausalLM",)

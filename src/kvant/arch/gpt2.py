@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from kvant.arch._config import ModelConfig, check_heads
 from kvant.arch._fields import count, derived, flag, real
+from kvant.graph.build import Graph
 from kvant.graph.ir import Value
-from kvant.graph.ops import Graph
 
 HF_CLASSES = ("GPT2LMHeadModel",)
 GGUF_ROWS = "half"

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from kvant.arch._config import DecoderConfig, check_heads
 from kvant.arch._fields import flag, real
+from kvant.graph.build import Graph
 from kvant.graph.ir import Value
-from kvant.graph.ops import Graph
 
 HF_CLASSES = ("GraniteForCausalLM",)
 GGUF_ROWS = "interleaved"

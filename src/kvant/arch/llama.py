@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from kvant.arch._config import DecoderConfig
 from kvant.arch._fields import flag
 from kvant.arch._rope import Rope, rope_field
+from kvant.graph.build import Graph
 from kvant.graph.ir import Value
-from kvant.graph.ops import Graph
 
 HF_CLASSES = ("LlamaForCausalLM",)
 GGUF_ROWS = "interleaved"

@@ -13,8 +13,8 @@ from typing import ClassVar
 from kvant.arch._config import DecoderConfig
 from kvant.arch._windows import Windows, window_field
 from kvant.files.gguf import GgufFile
+from kvant.graph.build import Graph
 from kvant.graph.ir import Value
-from kvant.graph.ops import Graph
 
 HF_CLASSES = ("MistralForCausalLM",)
 GGUF_NAME = "llama"

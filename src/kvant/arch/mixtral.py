@@ -13,7 +13,7 @@ from kvant.arch import llama
 from kvant.arch._experts import ExpertFields
 from kvant.arch._rope import Rope, rope_field
 from kvant.files.gguf import GgufFile
-from kvant.graph.ops import Graph
+from kvant.graph.build import Graph
 
 HF_CLASSES = ("MixtralForCausalLM",)
 GGUF_NAME = "llama"

@@ -12,8 +12,8 @@ from kvant.arch._config import check_heads
 from kvant.arch._experts import ExpertFields
 from kvant.arch._fields import derived, switch
 from kvant.errors import UnsupportedError
+from kvant.graph.build import Graph
 from kvant.graph.ir import Value
-from kvant.graph.ops import Graph
 
 HF_CLASSES = ("OlmoeForCausalLM",)
 GGUF_ROWS = "half"

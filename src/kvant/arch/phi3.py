@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from kvant.arch._config import DecoderConfig, check_heads
 from kvant.arch._rope import Rope, rope_field
 from kvant.arch._windows import Windows, window_field
+from kvant.graph.build import Graph
 from kvant.graph.ir import Value
-from kvant.graph.ops import Graph
 
 HF_CLASSES = ("Phi3ForCausalLM",)
 GGUF_ROWS = "half"

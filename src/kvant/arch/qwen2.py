@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvant.arch._config import DecoderConfig, check_heads
+from kvant.graph.build import Graph
 from kvant.graph.ir import Value
-from kvant.graph.ops import Graph
 
 HF_CLASSES = ("Qwen2ForCausalLM",)
 GGUF_ROWS = "half"

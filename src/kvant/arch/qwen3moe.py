@@ -12,7 +12,7 @@ from kvant.arch import qwen3
 from kvant.arch._experts import ExpertFields
 from kvant.arch._fields import count, switch
 from kvant.errors import UnsupportedError
-from kvant.graph.ops import Graph
+from kvant.graph.build import Graph
 
 HF_TYPE = "qwen3_moe"
 HF_CLASSES = ("Qwen3MoeForCausalLM",)

@@ -13,8 +13,8 @@ from kvant.arch._config import DecoderConfig
 from kvant.arch._fields import flag
 from kvant.arch._rope import Rope, rope_field
 from kvant.errors import UnsupportedError
+from kvant.graph.build import Graph
 from kvant.graph.ir import Value
-from kvant.graph.ops import Graph
 
 HF_CLASSES = ("SmolLM3ForCausalLM",)
 GGUF_ROWS = "interleaved"

@@ -13,8 +13,8 @@ from kvant.arch._config import ModelConfig, check_heads, check_turned
 from kvant.arch._fields import flag, real
 from kvant.arch._rope import Rope, rope_field
 from kvant.arch._windows import Windows, window_field
+from kvant.graph.build import Graph
 from kvant.graph.ir import Value
-from kvant.graph.ops import Graph
 
 HF_CLASSES = ("Starcoder2ForCausalLM",)
 GGUF_ROWS = "half"

@@ -15,8 +15,9 @@ from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.gguf import GgufFile
 from kvant.files.source import quote
 from kvant.files.tensor import StackedTensor, StoredTensor
+from kvant.graph.build import Graph
+from kvant.graph.find import rotary_weights
 from kvant.graph.ir import WeightRef
-from kvant.graph.ops import Graph, rotary_weights
 from kvant.packing import known
 
 if TYPE_CHECKING:

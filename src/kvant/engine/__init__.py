@@ -4,7 +4,8 @@
 
     plan.py        the graph lowered to the native core's operations
     load.py        a checkpoint becomes an engine: memory counted, weights read into panels
-    session.py     steps over a ragged batch; single layers, captures, replaced tensors
+    steps.py       steps over a ragged batch
+    session.py     the engine: steps; single layers, captures, replaced tensors
     kv_blocks.py   blocks of keys and values, and the sequences that hold them
     sampling.py    from a row of logits to the next token
     stopping.py    strings and tokens that end a text

@@ -21,8 +21,9 @@ from kvant.engine.session import Engine
 from kvant.errors import InputError, NotEnoughMemoryError, UnsupportedError, UsageError
 from kvant.files.source import quote
 from kvant.files.tensor import StackedTensor, StoredTensor
+from kvant.graph.find import output_head
 from kvant.graph.ir import Node, WeightRef
-from kvant.graph.ops import Moe, output_head
+from kvant.graph.ops import Moe
 from kvant.packing import get
 
 __all__ = ["KV_TYPES", "KvTypeName", "available_memory", "load_engine"]

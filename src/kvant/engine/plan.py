@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant._core import Plan
+from kvant.graph.build import Graph
+from kvant.graph.find import output_head
 from kvant.graph.ir import Node, Op, Value, WeightRef
 from kvant.graph.ops import (
     Add,
@@ -27,7 +29,6 @@ from kvant.graph.ops import (
     Embedding,
     GeGlu,
     Gelu,
-    Graph,
     LayerNorm,
     Linear,
     Moe,
@@ -39,7 +40,6 @@ from kvant.graph.ops import (
     Slice,
     SoftCap,
     SwiGlu,
-    output_head,
 )
 
 __all__ = ["ExpertStack", "LoweredPlan", "WeightSource", "lower"]

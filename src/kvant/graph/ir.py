@@ -79,7 +79,7 @@ class Node:
 
 
 class Trace:
-    """Records nodes in the order they are computed; ``ops.Graph`` adds one method for each op."""
+    """Records nodes in the order they are computed; ``build.Graph`` adds one method for each op."""
 
     def __init__(self) -> None:
         self.tokens = Value(0, 1)

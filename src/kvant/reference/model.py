@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from kvant.checkpoint import Checkpoint, Weight
 from kvant.errors import ContextError, UnsupportedError, UsageError
+from kvant.graph.find import output_head
 from kvant.graph.ir import Value, WeightRef
-from kvant.graph.ops import Linear, Positions, output_head, run
+from kvant.graph.ops import Linear, Positions, run
 from kvant.reference.interpret import Interpreter
 
 __all__ = ["ReferenceModel", "Tile"]

@@ -45,7 +45,8 @@ struct LevelBytes {
 
 // 2^(e - 128), exact down to the least.
 static inline vf power_of(vi e) {
-  return (vf)(e < 2 ? 0x00200000 << (e & 1) : (e - 1) << 23);
+  const vi small = splat_int(0x00200000) << (e & 1), least = e < splat_int(2);
+  return (vf)((least & small) | (~least & ((e - 1) << 23)));
 }
 
 static inline uint8_t exponent_of(float d) {

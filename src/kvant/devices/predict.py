@@ -163,7 +163,9 @@ def predict(
         weights=variant.panel_bytes,
         kv=-(-context // _core.KV_BLOCK) * block,
         compute=_buffers(checkpoint, k) + threads * k["bytes_per_thread"],
-        process=k["base_bytes"] + checkpoint.config.vocab_size * k["bytes_per_token_of_vocabulary"],
+        process=k["interpreter_bytes"]
+        + k["base_bytes"]
+        + checkpoint.config.vocab_size * k["bytes_per_token_of_vocabulary"],
     )
     if device is None:
         return Prediction(variant, memory, None, None)

@@ -248,12 +248,17 @@ class Model:
             ContextError: a text has more tokens than the context.
             UsageError: a text is empty, or the pooling unknown.
         """
+        if isinstance(texts, str):
+            raise UsageError("embed takes a list of texts, got one text. Write embed([text]).")
+        return self.embed_tokens([self._encode(text) for text in texts], pooling=pooling)
+
+    def embed_tokens(
+        self, ids: Sequence[list[int]], *, pooling: Pooling | None = None
+    ) -> npt.NDArray[np.float32]:
+        """As `embed`, of texts that are token ids already."""
         pooling = pooling or self.checkpoint.pooling or "mean"
         if pooling not in POOLING_TYPES:
             raise UsageError(f"pooling should be 'mean', 'cls' or 'last', got {pooling!r}.")
-        if isinstance(texts, str):
-            raise UsageError("embed takes a list of texts, got one text. Write embed([text]).")
-        ids = [self._encode(text) for text in texts]
         for tokens in ids:
             check_length(tokens, self.context + 1)
         pooled = [row for group in self._groups(ids) for row in self._pool(group, pooling)]

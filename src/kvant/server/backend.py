@@ -20,8 +20,8 @@ from kvant.server.engine_process import EngineProcess, EngineSpec, Opened, Strea
 from kvant.server.jobs import (
     BusyError,
     Delta,
-    EmbedJob,
     Embedded,
+    EmbedJob,
     EngineLostError,
     Job,
     LoadedModel,
@@ -55,6 +55,11 @@ class Running:
         self.request_id = "" if scope is None else scope.request_id
         if scope is not None:
             scope.running.append(self)
+
+    @property
+    def chat_template(self) -> str | None:
+        """What the conversation was written with; None for texts."""
+        return self._stream.chat_template
 
     @property
     def prompt_tokens(self) -> int:
@@ -254,7 +259,9 @@ class ServingBackend:
 
     def _user(self, given: str) -> str:
         scope = scopes.current.get()
-        return scope.principal.name if scope is not None and not scope.principal.local else given
+        if scope is None or (scope.principal.local and given):
+            return given
+        return scope.principal.name
 
     async def _resolve(self, model: str) -> Resolved:
         slot = self._slots.get(model)
@@ -507,5 +514,3 @@ class ServingBackend:
             await self._unload(slot)
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-
-

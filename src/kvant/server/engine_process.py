@@ -68,6 +68,7 @@ class Stream:
         self.outcome: str | None = None
         self.first: float | None = None
         """When the first delta came, by `time.perf_counter`."""
+        self.chat_template: str | None = None
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._deltas: asyncio.Queue[Delta | KvantError] = asyncio.Queue()
         self.on_end: Callable[[], None] | None = None
@@ -157,6 +158,7 @@ class EngineProcess(asyncio.Protocol):
         self.stats: Mapping[str, float] = {}
         self.context = self.memory = self.kv_tokens = 0
         self.describe = ""
+        self.template: str | None = None
         self.lost = False
         self.on_lost: Callable[[], None] | None = None
 
@@ -210,6 +212,7 @@ class EngineProcess(asyncio.Protocol):
         found = await self._answer_to_load(None)
         self.context, self.memory = found["context"], found["memory"]
         self.kv_tokens, self.describe = found["kv_tokens"], found["describe"]
+        self.template = found["template"]
 
     async def _answer_to_load(self, seconds: float | None) -> wire.Message:
         self._news = asyncio.get_running_loop().create_future()
@@ -261,6 +264,7 @@ class EngineProcess(asyncio.Protocol):
             raise self._lost_error()
         number = next(self._numbers)
         stream = self._streams[number] = Stream(number, self._cancel)
+        stream.chat_template = job.chat_template
         self._say({"do": "answer", "id": number, "job": wire.job_to(job)})
         return stream
 
@@ -323,6 +327,8 @@ class EngineProcess(asyncio.Protocol):
             stream = self._streams.get(message["id"])
             if stream is not None and not stream.admitted.done():
                 stream.prompt_tokens = message["prompt"]
+                own = stream.chat_template
+                stream.chat_template = (None, self.template, own)[message["template"]]
                 stream.admitted.set_result(None)
         elif what == "error":
             error = wire.error_from(message["error"])

@@ -73,7 +73,7 @@ class KeyFile:
         self._stamp: tuple[int, int, int] | None = None
         self._keys: dict[str, Key] = {}
 
-    def keys(self) -> list[Key]:
+    def all(self) -> list[Key]:
         """All keys, oldest first.
 
         Raises:
@@ -94,7 +94,7 @@ class KeyFile:
         """Whose key this is; None where it is none, or has expired or been revoked."""
         prefix, _, rest = token.partition("-")
         ident, _, secret = rest.partition("-")
-        self.keys()
+        self.all()
         key = self._keys.get(ident)
         if prefix != _PREFIX or key is None or not secret:
             return None
@@ -157,7 +157,7 @@ class KeyFile:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._stamp = None
-            keys = self.keys()
+            keys = self.all()
             yield keys
             text = json.dumps({"version": 1, "keys": [asdict(k) for k in keys]}, indent=1)
             write_atomic(self.path, text.encode(), force=True)

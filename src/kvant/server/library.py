@@ -110,8 +110,10 @@ class Library:
             return None
         path = Path(local.path)
         full = getattr(local, "name", None) or name
-        messages = tuple({"role": m.role, "content": m.content} if hasattr(m, "role") else dict(m)
-                         for m in local.messages or ())
+        messages = tuple(
+            {"role": m.role, "content": m.content} if hasattr(m, "role") else dict(m)
+            for m in local.messages or ()
+        )
         defaults = defaults_of(
             local.parameters or {}, template=local.template, system=local.system, messages=messages
         )

@@ -151,6 +151,10 @@ class Metrics(Watcher):
         self.prompt_size.observe(running.prompt_tokens, model_name=model)
         self.answer_size.observe(count, model_name=model)
 
+    def tokens(self, stats: Mapping[str, Mapping[str, float]]) -> float:
+        """Tokens written so far, those of answers under way too where engines tell."""
+        return sum(s.get("written_tokens", 0.0) for s in stats.values())
+
     # ---- what is shown ---------------------------------------------------------------------------
 
     def text(self, backend: ServingBackend) -> str:
@@ -213,6 +217,6 @@ def _rss() -> float:
 
 def _descriptors() -> float:
     try:
-        return float(len(os.listdir("/proc/self/fd")))
+        return float(sum(1 for _ in Path("/proc/self/fd").iterdir()))
     except OSError:
         return 0.0

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from kvant.engine.generate import check_length
+from kvant.engine.batch import Request, check_length
 from kvant.engine.sampling import Sampling
 from kvant.engine.stopping import StopStrings
 from kvant.errors import UnsupportedError, UsageError
-from kvant.server.jobs import Constraint, Job
+from kvant.server.jobs import Job
 from kvant.tokenizer.build import Tokenizer
 from kvant.tokenizer.chat import ChatRenderer
 
-__all__ = ["Defaults", "Prepared", "Preparer"]
+__all__ = ["Defaults", "Preparer"]
 
 _MOST_TEMPLATES = 4
 """Processes kept for templates that clients bring; each holds some megabytes."""
@@ -38,19 +38,6 @@ class Defaults:
     context: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A request in tokens, everything in its range."""
-
-    tokens: list[int]
-    sampling: Sampling
-    max_tokens: int | None
-    stop: tuple[str, ...]
-    constraint: Constraint | None
-    ignore_end: bool
-    user: str
-
-
 class Preparer:
     """Makes requests out of jobs. For one thread at a time; close it.
 
@@ -68,7 +55,7 @@ class Preparer:
         self._sampling = replace(sampling, **defaults.sampling)
         self._renderers: OrderedDict[str, ChatRenderer] = OrderedDict()
 
-    def prepare(self, job: Job) -> Prepared:
+    def prepare(self, job: Job) -> Request:
         """Tokens and settings of a job.
 
         Raises:
@@ -89,9 +76,20 @@ class Preparer:
         stop = (*self._defaults.stop, *job.stop)
         StopStrings(stop)  # says what is wrong with them
         sampling = replace(self._sampling, **job.sampling)
-        return Prepared(
-            tokens, sampling, most, stop, job.constraint, job.ignore_end, job.user
+        return Request(
+            prompt=tokens,
+            sampling=sampling,
+            max_tokens=most,
+            stop=stop,
+            user=job.user,
+            constraint=job.constraint,
+            ignore_end=job.ignore_end,
         )
+
+    @property
+    def template(self) -> str | None:
+        """What conversations are written with, where a client brings nothing else."""
+        return self._defaults.template or self._tokenizer.definition.chat_template
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; of an empty one, the token that begins texts."""
@@ -146,7 +144,7 @@ class Preparer:
 
     def _conversation(self, job: Job) -> list[int]:
         d = self._tokenizer.definition
-        template = job.chat_template or self._defaults.template or d.chat_template
+        template = job.chat_template or self.template
         if template is None:
             raise UnsupportedError(
                 "The model has no chat template, so how a conversation is written for it is not "

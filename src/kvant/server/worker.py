@@ -14,20 +14,30 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kvant.errors import KvantError, UsageError
+import numpy as np
+
+from kvant.engine.batch import Batch, Limits, QueueFullError, Request, check_length
+from kvant.engine.results import Piece
+from kvant.errors import CacheFullError, KvantError, UsageError
 from kvant.server import wire
-from kvant.server.jobs import Delta
-from kvant.server.prepare import Defaults, Prepared, Preparer
+from kvant.server.jobs import BusyError, Delta
+from kvant.server.prepare import Defaults, Preparer
+
+if TYPE_CHECKING:
+    from kvant.api.model import Model
 
 __all__ = ["main"]
 
 _STATS_SECONDS = 0.25
-_NICE = 1
+_STEP_TOKENS = 512
+_TEXTS, _TEXT_TOKENS = 16, 512
+"""Texts, and about how many tokens, that vectors are made of between two steps."""
 
 Message = dict[str, Any]
 
@@ -65,28 +75,42 @@ class _Live:
     """A request at work: the server's number for it, and when things happened."""
 
     number: int
-    prepared: Prepared
+    request: Request
     arrived: float
     key: int = -1
-    first: float | None = None
-    started: float | None = None
+    waited: float = 0.0
+    """Seconds until it was in the batch: the tokenizer's, and a step's that was under way."""
+    begun: bool = False
+
+
+@dataclass(slots=True)
+class _Texts:
+    """Texts to make vectors of, a few between two steps."""
+
+    number: int
+    ids: list[list[int]]
+    rows: list[Any]
 
 
 class Worker:
     """What runs after the model is there."""
 
-    def __init__(self, link: _Link, model: Any, defaults: Defaults, batch: Any) -> None:
+    def __init__(self, link: _Link, model: Model, defaults: Defaults, batch: Batch | None) -> None:
         self._link, self._model, self._batch = link, model, batch
-        self._preparer = Preparer(
-            model.tokenizer, model.default_sampling, defaults, model.context
-        )
+        self._preparer = Preparer(model.tokenizer, model.default_sampling, defaults, model.context)
         self._todo: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._by_number: dict[int, _Live] = {}
         self._by_key: dict[int, _Live] = {}
+        self._texts: set[int] = set()  # requests for vectors that are under way
         self._gone: set[int] = set()  # ended by the server before they were prepared
         self._seen = -1  # highest number that was prepared
         self._told = 0.0
+
+    @property
+    def template(self) -> str | None:
+        """What conversations are written with."""
+        return self._preparer.template
 
     # ---- the thread that listens -----------------------------------------------------------------
 
@@ -113,15 +137,20 @@ class Worker:
 
     # ---- the thread that makes tokens ------------------------------------------------------------
 
-    def _prepare(self, number: int, job: Message, arrived: float) -> None:
+    def _prepare(self, number: int, message: Message, arrived: float) -> None:
         try:
-            prepared = self._preparer.prepare(wire.job_from(job))
+            job = wire.job_from(message)
+            request = self._preparer.prepare(job)
         except BaseException as error:
             self._refuse(number, error)
             return
-        self._link.say({"is": "admitted", "id": number, "prompt": len(prepared.tokens)})
-        live = _Live(number, prepared, arrived)
+        # Which template: none, the model's, or the client's own, which the server knows.
+        template = 0 if job.messages is None else 2 if job.chat_template else 1
+        prompt = len(request.prompt)
+        admitted = {"is": "admitted", "id": number, "prompt": prompt, "template": template}
+        live = _Live(number, request, arrived)
         self._todo.put(lambda: self._add(live))
+        self._link.say(admitted)
 
     def _prepare_texts(self, number: int, message: Message) -> None:
         try:
@@ -129,14 +158,19 @@ class Worker:
             ids = [p.encode(t) if isinstance(t, str) else p.checked(t) for t in message["inputs"]]
             if message["truncate"]:
                 ids = [tokens[:most] for tokens in ids]
+            for tokens in ids:
+                check_length(tokens, most + 1)
         except BaseException as error:
             self._refuse(number, error)
             return
-        self._todo.put(lambda: self._embed(number, ids))
+        texts = _Texts(number, ids, [])
+        self._todo.put(lambda: self._begin_texts(texts))
 
     def _refuse(self, number: int, error: BaseException) -> None:
-        if not isinstance(error, KvantError):
+        if not isinstance(error, (KvantError, QueueFullError)):
             _note(f"request failed: {type(error).__name__}: {error}")
+        if isinstance(error, QueueFullError):
+            error = BusyError(f"{error}. Ask again in a moment.", 1.0)
         self._link.say({"is": "error", "id": number, "error": wire.error_to(error)})
         self._todo.put(lambda: self._forget(number))
 
@@ -144,21 +178,19 @@ class Worker:
 
     def run(self) -> None:
         """Step for ever."""
+        batch = self._batch
         while True:
-            idle = self._batch is None or self._batch.idle
-            if idle:
+            if batch is None or batch.idle:
                 self._report()
                 self._todo.get()()
             self._drain()
-            if self._batch is not None and not self._batch.idle:
-                self._step()
+            if batch is not None and not batch.idle:
+                self._step(batch)
 
     def _drain(self) -> None:
-        try:
-            while True:
-                self._todo.get_nowait()()
-        except queue.Empty:
-            pass
+        # What is put meanwhile (the rest of some texts) comes after the next step.
+        for _ in range(self._todo.qsize()):
+            self._todo.get()()
 
     def _reach(self, number: int) -> bool:
         """A request has been prepared; whether anybody still wants it."""
@@ -176,57 +208,63 @@ class Worker:
         try:
             if self._batch is None:
                 raise UsageError("The model is an encoder; it writes no text. Ask for embeddings.")
-            live.key = self._batch.add(live.prepared)
-        except KvantError as error:
+            live.key = self._batch.add(live.request)
+        except Exception as error:
             self._refuse(live.number, error)
             return
+        live.waited = time.perf_counter() - live.arrived
         self._by_number[live.number] = self._by_key[live.key] = live
 
     def _cancel(self, number: int) -> None:
         live = self._by_number.pop(number, None)
         if live is None:
-            if number > self._seen:
+            if number > self._seen or number in self._texts:
                 self._gone.add(number)
             return
         del self._by_key[live.key]
+        assert self._batch is not None
         self._batch.cancel(live.key)
 
-    def _step(self) -> None:
+    def _step(self, batch: Batch) -> None:
         try:
-            pieces = self._batch.step()
+            events = batch.step()
         except KvantError as error:
             # What was in the step cannot be told apart: all of it ends, and says why.
             for live in list(self._by_number.values()):
                 self._cancel(live.number)
                 self._refuse(live.number, error)
             return
+        deltas = []
+        for key, event in events:
+            live = self._by_key[key]
+            if isinstance(event, KvantError):
+                del self._by_key[key], self._by_number[live.number]
+                self._refuse(live.number, event)
+            else:
+                deltas.append(self._delta(batch, live, event))
         now = time.perf_counter()
-        deltas = [self._delta(self._by_key[key], piece, now) for key, piece in pieces]
-        if deltas:
-            message: Message = {"is": "deltas", "of": deltas}
-            if now - self._told >= _STATS_SECONDS:
-                self._told = now
-                message["stats"] = self._stats()
+        message: Message = {"is": "deltas", "of": deltas} if deltas else {"is": "stats"}
+        if now - self._told >= _STATS_SECONDS:
+            self._told = now
+            message["stats"] = self._stats()
+        if len(message) > 1:
             self._link.say(message)
-        elif now - self._told >= _STATS_SECONDS:
-            self._report()
 
-    def _delta(self, live: _Live, piece: Any, now: float) -> list[Any]:
-        delta = self._as_delta(live, piece)
-        short: list[Any] = [live.number, wire.delta_to(delta)]
-        if live.first is None:
-            live.first = now
-            live.started = live.started or live.arrived
-            short.append([0, live.started - live.arrived, now - live.started])
+    def _delta(self, batch: Batch, live: _Live, piece: Piece) -> list[Any]:
+        short: list[Any] = [live.number, wire.delta_to(self._as_delta(live, piece))]
+        if live.begun and not piece.finish_reason:
+            return short
+        usage = piece.usage or batch.usage(live.key)
+        queued = live.waited + usage.queue_seconds
+        short.append([usage.cached_tokens, queued, usage.prompt_seconds])
+        live.begun = True
         if piece.finish_reason:
-            if len(short) == 2:
-                short.append(None)
-            short.append(now - live.first)
+            short.append(usage.generation_seconds)
             del self._by_number[live.number], self._by_key[live.key]
         return short
 
-    def _as_delta(self, live: _Live, piece: Any) -> Delta:
-        if live.prepared.sampling.logprobs is None:
+    def _as_delta(self, live: _Live, piece: Piece) -> Delta:
+        if live.request.sampling.logprobs is None:
             return Delta(str(piece), piece.tokens, finish_reason=piece.finish_reason)
         text = self._model.tokenizer.token_bytes
         return Delta(
@@ -239,24 +277,61 @@ class Worker:
         )
 
     def _stats(self) -> Message:
-        return {} if self._batch is None else dict(self._batch.stats())
+        if self._batch is None:
+            return {}
+        s = self._batch.stats()
+        return {
+            "running": s.running,
+            "waiting": s.waiting,
+            "kv_usage": s.blocks_used / s.blocks_total,
+            "prefix_queries": s.prompt_tokens,
+            "prefix_hits": s.cached_tokens,
+            "preemptions": s.preemptions,
+            "steps": s.steps,
+            "written_tokens": s.written_tokens,
+            "computed_tokens": s.computed_tokens,
+        }
 
     def _report(self) -> None:
         self._told = time.perf_counter()
         self._link.say({"is": "stats", "stats": self._stats()})
 
-    def _embed(self, number: int, ids: list[list[int]]) -> None:
-        if not self._reach(number):
+    # ---- vectors ---------------------------------------------------------------------------------
+
+    def _begin_texts(self, texts: _Texts) -> None:
+        if self._reach(texts.number):
+            self._texts.add(texts.number)
+            self._embed(texts)
+
+    def _embed(self, texts: _Texts) -> None:
+        """The next few vectors; the rest after a step, so that nobody who writes waits long."""
+        if texts.number in self._gone:
+            self._gone.discard(texts.number)
+            self._texts.discard(texts.number)
             return
+        count, tokens = 0, 0
+        rest = texts.ids[len(texts.rows) :]
+        while count < min(len(rest), _TEXTS) and (not count or tokens < _TEXT_TOKENS):
+            tokens += len(rest[count])
+            count += 1
         try:
-            vectors = self._model.embed_tokens(ids)
+            if count:
+                texts.rows += list(self._model.embed_tokens(rest[:count]))
+        except CacheFullError as error:
+            if self._batch is None or self._batch.idle:
+                self._refuse(texts.number, error)
+                return
         except KvantError as error:
-            self._refuse(number, error)
+            self._texts.discard(texts.number)
+            self._refuse(texts.number, error)
             return
-        tokens = sum(map(len, ids))
-        self._link.say(
-            {"is": "embedded", "id": number, "tokens": tokens, **wire.vectors_to(vectors)}
-        )
+        if len(texts.rows) < len(texts.ids):
+            self._todo.put(lambda: self._embed(texts))
+            return
+        self._texts.discard(texts.number)
+        rows = np.stack(texts.rows) if texts.rows else np.zeros((0, 0), np.float32)
+        found = {"tokens": sum(map(len, texts.ids)), **wire.vectors_to(rows)}
+        self._link.say({"is": "embedded", "id": texts.number, **found})
 
 
 # ---- loading -------------------------------------------------------------------------------------
@@ -299,9 +374,10 @@ def _serve(link: _Link) -> None:
     model = Model(checkpoint, engine, tokenizer, context=plan["context"])
     batch = None
     if not engine.encodes:
-        from kvant.server.serial import Serial
-
-        batch = Serial(engine, tokenizer, context=model.context)
+        most = max(_STEP_TOKENS, order["parallel"])
+        # The queue is the server's; what comes here has been admitted.
+        limits = Limits(order["parallel"], order["parallel"] + order["queue"] + 64, most)
+        batch = Batch(engine, tokenizer, context=model.context, limits=limits)
     given = order["defaults"]
     defaults = Defaults(**{**given, "stop": tuple(given["stop"])})
     worker = Worker(link, model, defaults, batch)
@@ -311,6 +387,7 @@ def _serve(link: _Link) -> None:
             "context": model.context,
             "memory": engine.memory.total,
             "kv_tokens": engine.kv.capacity_tokens,
+            "template": worker.template,
             "describe": model.describe(),
         }
     )
@@ -339,6 +416,9 @@ def main() -> int:
         lost = NotEnoughMemoryError("The system gave the model's process no more memory.")
         link.say({"is": "failed", "error": wire.error_to(lost)})
         return 1
+    except Exception:
+        traceback.print_exc()
+        os._exit(70)  # threads and weights are not wound up in a process that failed
     return 0
 
 

@@ -16,10 +16,10 @@ from kvant.api.source import Source, open_source, threads_or_default, tokenizer_
 from kvant.checkpoint import Checkpoint, Pooling
 from kvant.checkpoint.pooling import POOLING_TYPES
 from kvant.engine import Engine, load_engine
+from kvant.engine.batch import Batch, Limits
 from kvant.engine.generate import (
     BATCH,
     CHUNK,
-    Prefix,
     Request,
     check_length,
     generate,
@@ -172,6 +172,13 @@ class Model:
         found = self._complete(requests)
         return found[0] if alone else found
 
+    def batch(self, limits: Limits | None = None) -> Batch:
+        """A batch that requests may join and leave at any time; for servers.
+
+        It shares the cache with everything else this model does. One thread at a time.
+        """
+        return Batch(self._running(), self.tokenizer, context=self.context, limits=limits)
+
     # ---- chat --------------------------------------------------------------------------------
 
     def chat(
@@ -207,12 +214,11 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Stop = (),
-        prefix: Prefix | None = None,
         **context: Any,
     ) -> Iterator[Piece]:
-        """As `chat`, in pieces. ``prefix`` keeps what was read for the conversation's next turn."""
+        """As `chat`, in pieces. What was read of a conversation is kept for its next turn."""
         ids = self._render(messages, context)
-        request = self._request(ids, sampling, max_tokens, stop, prefix)
+        request = self._request(ids, sampling, max_tokens, stop)
         return (piece for _, piece in self._generate([request]))
 
     def require_chat_template(self) -> str:
@@ -248,12 +254,17 @@ class Model:
             ContextError: a text has more tokens than the context.
             UsageError: a text is empty, or the pooling unknown.
         """
+        if isinstance(texts, str):
+            raise UsageError("embed takes a list of texts, got one text. Write embed([text]).")
+        return self.embed_tokens([self._encode(text) for text in texts], pooling=pooling)
+
+    def embed_tokens(
+        self, ids: Sequence[list[int]], *, pooling: Pooling | None = None
+    ) -> npt.NDArray[np.float32]:
+        """As `embed`, of texts that are token ids already."""
         pooling = pooling or self.checkpoint.pooling or "mean"
         if pooling not in POOLING_TYPES:
             raise UsageError(f"pooling should be 'mean', 'cls' or 'last', got {pooling!r}.")
-        if isinstance(texts, str):
-            raise UsageError("embed takes a list of texts, got one text. Write embed([text]).")
-        ids = [self._encode(text) for text in texts]
         for tokens in ids:
             check_length(tokens, self.context + 1)
         pooled = [row for group in self._groups(ids) for row in self._pool(group, pooling)]
@@ -390,14 +401,13 @@ class Model:
         sampling: Sampling | None,
         max_tokens: int | None,
         stop: Stop,
-        prefix: Prefix | None = None,
     ) -> Request:
         if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
             raise UsageError(f"max_tokens should be a whole number from 1, got {max_tokens!r}.")
         check_length(prompt, self.context)
         StopStrings(stop)  # said now, not when the first piece is asked for
         strings = (stop,) if isinstance(stop, str) else tuple(stop)
-        return Request(prompt, sampling or self.default_sampling, max_tokens, strings, prefix)
+        return Request(prompt, sampling or self.default_sampling, max_tokens, strings)
 
     def _generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Piece]]:
         return generate(self._running(), self.tokenizer, requests, context=self.context)

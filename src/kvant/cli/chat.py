@@ -69,24 +69,20 @@ def talk(
 
 
 class _Conversation:
-    """Turns so far, and the engine's memory of them."""
+    """Turns so far. What the engine read of them, its cache has for the next one."""
 
     def __init__(self, model: Model, options: dict[str, Any], system: str | None) -> None:
-        from kvant.engine.generate import Prefix
-
         self._model, self._options = model, options
         self._start = [] if system is None else [{"role": "system", "content": system}]
         self._turns = list(self._start)
-        self._prefix = Prefix()
 
     def clear(self) -> None:
         self._turns = list(self._start)
-        self._prefix.close()
 
     def answer(self, message: str) -> Iterator[Piece]:
         turns = [*self._turns, {"role": "user", "content": message}]
         try:
-            pieces = self._model.chat_stream(turns, prefix=self._prefix, **self._options)
+            pieces = self._model.chat_stream(turns, **self._options)
         except ContextError as error:
             if self._turns == self._start:
                 raise

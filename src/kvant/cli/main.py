@@ -25,9 +25,12 @@ from kvant.cli import (
     evaluate,
     formats,
     inspect,
+    keys,
+    ps,
     quantize,
     recommend,
     run,
+    serve,
     tune,
     verify,
 )
@@ -40,6 +43,7 @@ _COMMANDS = (
     *(demo, run, formats, inspect, convert),
     *(calibrate, quantize, tune, evaluate, bench, verify),
     *(recommend, devices, doctor),
+    *(serve, ps, keys),
 )
 
 _EXAMPLES = """\

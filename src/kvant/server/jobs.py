@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from kvant.engine.constrain import Constraint
 from kvant.engine.results import FinishReason
 from kvant.engine.sampling import TokenLogprob
 from kvant.errors import KvantError
@@ -53,17 +54,6 @@ class DeadlineError(BackendError):
 
 class EngineLostError(BackendError):
     """The process that ran the model ended; the next request starts another."""
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """What an answer must match: a JSON schema, a regular expression, or a grammar in Lark's form.
-
-    ``json_object`` with an empty ``text`` is any JSON object.
-    """
-
-    kind: Literal["json_schema", "json_object", "regex", "grammar"]
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -135,9 +135,12 @@ class Answer(Protocol):
         cached_tokens: those of them that were found in the cache; known with the first delta.
         completion_tokens: tokens written so far.
         timings: complete with the last delta.
+        chat_template: the template that the conversation was written with, from which the HTTP
+            side reads how the model reasons and calls tools; None for texts.
     """
 
     model: str
+    chat_template: str | None
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from kvant.builtin import DEMO
+from kvant.builtin import DEMO, demo_path
 from kvant.registry import Local, Progress, Step, Store
 
 __all__ = ["quantizer", "store", "stored"]
@@ -16,7 +16,7 @@ def store(root: str | os.PathLike[str] | None = None) -> Store:
 
     ``root`` is its folder; by default ``models`` in ``KVANT_HOME``, or ``~/.local/share/kvant``.
     """
-    return Store(root, quantizer=quantizer)
+    return Store(root, quantizer=quantizer, builtin={DEMO: demo_path()})
 
 
 def quantizer(

@@ -19,8 +19,8 @@ __all__ = ["Source", "named", "open_source", "resolve", "threads_or_default", "t
 _MOST_THREADS = 512  # more than the largest machines have; starting thousands takes seconds
 
 Source = str | os.PathLike[str]
-"""``demo``, a Hugging Face folder, a GGUF file (any shard of a split one), or, where no path has that
-name, a model of the store: ``llama3.2:1b``."""
+"""``demo``, a Hugging Face folder, a GGUF file (any shard of a split one), or, where no path has
+that name, a model of the store: ``llama3.2:1b``."""
 
 
 def open_source(source: Source, lora: Source | None = None) -> Checkpoint:

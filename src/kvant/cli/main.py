@@ -19,12 +19,16 @@ from kvant.cli import (
     bench,
     calibrate,
     convert,
+    create,
     demo,
     devices,
     doctor,
     evaluate,
     formats,
     inspect,
+    models,
+    pull,
+    push,
     quantize,
     recommend,
     run,
@@ -39,6 +43,7 @@ __all__ = ["main"]
 _COMMANDS = (
     *(demo, run, formats, inspect, convert),
     *(calibrate, quantize, tune, evaluate, bench, verify),
+    *(pull, models, create, push),
     *(recommend, devices, doctor),
 )
 

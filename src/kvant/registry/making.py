@@ -211,6 +211,8 @@ def _base(store: Store, base: str, folder: Path, paths: bool, tell: Progress) ->
     if match := _BLOB.fullmatch(base):
         return _from_blobs(store, {"model.gguf": match[1].replace("-", ":")})
     path = _local_path(store, base, folder)
+    if base in store.builtin and base not in store:
+        path, paths = store.builtin[base], True
     if path is not None:
         if not paths:
             raise UsageError(

@@ -7,7 +7,7 @@ change nothing here; they are kept, and named in a note. Others are refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ __all__ = ["IDLE", "Parameters", "parameter_text", "parse_parameter", "split_par
 
 Value = int | float | bool | str | tuple[str, ...]
 
-_SAMPLING: Final[dict[str, tuple[Callable[[str], Any], str]]] = {
+_SAMPLING: Final[dict[str, tuple[type[int] | type[float], str]]] = {
     "temperature": (float, "temperature"),
     "top_k": (int, "top_k"),
     "top_p": (float, "top_p"),
@@ -30,7 +30,7 @@ _SAMPLING: Final[dict[str, tuple[Callable[[str], Any], str]]] = {
 }
 """Ollama's name to type and to the field of `kvant.Sampling`."""
 
-_OTHERS: Final[dict[str, Callable[[str], Value]]] = {"num_ctx": int, "num_predict": int}
+_OTHERS: Final[dict[str, type[int] | type[float]]] = {"num_ctx": int, "num_predict": int}
 
 IDLE: Final = frozenset(
     [
@@ -90,14 +90,12 @@ def parse_parameter(name: str, text: str) -> Value:
         return text
     if name in IDLE:
         return text
-    kind: Callable[[str], Any] | None = (
-        _SAMPLING[name][0] if name in _SAMPLING else _OTHERS.get(name)
-    )
+    kind = _SAMPLING[name][0] if name in _SAMPLING else _OTHERS.get(name)
     if kind is None:
         known = ", ".join(sorted([*_SAMPLING, *_OTHERS, "stop"]))
         raise UsageError(f"There is no parameter {quote(name)}. Expected one of {known}.")
     try:
-        value: Value = kind(text)
+        value: int | float = kind(text)
     except (ValueError, OverflowError):
         value = math.nan
     if isinstance(value, float) and not math.isfinite(value):

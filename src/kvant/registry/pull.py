@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from kvant.errors import KvantError, UsageError
@@ -62,6 +63,8 @@ def pull(
     """
     tell = progress or silent
     found = parse_reference(source, paths=paths)
+    if source in store.builtin and found.kind != "path":
+        found = replace(found, kind="path", path=store.builtin[source])
     called = found.name if name is None else parse_name(name)
     with store.layout.adding():
         if found.kind == "path":

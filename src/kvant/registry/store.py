@@ -70,15 +70,22 @@ class Store:
     Args:
         root: its folder; by default ``models`` in `kvant_home`. It is made when first written to.
         quantizer: what `create` quantises with; `kvant.api.models.store` brings one.
+        builtin: paths of models that `pull` and FROM know by a name, where the store has none so
+            called.
     """
 
     def __init__(
-        self, root: str | os.PathLike[str] | None = None, *, quantizer: Quantizer | None = None
+        self,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        quantizer: Quantizer | None = None,
+        builtin: Mapping[str, Path] | None = None,
     ) -> None:
         self.root = kvant_home() / "models" if root is None else Path(root)
         self._layout = Layout(self.root)
         self._index = Index(self.root / "index.sqlite")
         self._quantizer = quantizer
+        self.builtin = dict(builtin or {})
 
     # ---- reading -----------------------------------------------------------------------------
 

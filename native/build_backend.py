@@ -42,7 +42,7 @@ def _target() -> str:
 
 
 @contextmanager
-def _compiler() -> Iterator[None]:
+def compiler() -> Iterator[None]:
     """Small programs that CMake takes for a compiler, while they are needed."""
     if has_compiler():
         yield
@@ -87,7 +87,7 @@ def build_wheel(
     wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
 ) -> str:
     """See PEP 517."""
-    with _compiler():
+    with compiler():
         return _build.build_wheel(wheel_directory, config_settings, metadata_directory)
 
 
@@ -95,7 +95,7 @@ def build_editable(
     wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
 ) -> str:
     """See PEP 660."""
-    with _compiler():
+    with compiler():
         return _build.build_editable(wheel_directory, config_settings, metadata_directory)
 
 

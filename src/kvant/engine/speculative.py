@@ -124,11 +124,12 @@ class Speculator:
     Args:
         drafter: where guesses come from.
         most: most guesses for a request in a step.
+        pace: how long steps take; learned where none is given.
     """
 
-    def __init__(self, drafter: Drafter, most: int = _MOST) -> None:
+    def __init__(self, drafter: Drafter, most: int = _MOST, pace: Pace | None = None) -> None:
         self._drafter, self._most = drafter, most
-        self._pace = Pace()
+        self._pace = pace or Pace()
         self._records: dict[int, _Record] = {}
         self.counts = (0, 0)
         """Guesses that were checked, and those that were right."""

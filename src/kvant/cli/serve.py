@@ -112,6 +112,13 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         help="what runs the models (default: auto; `kvant doctor MODEL` says which and why)",
     )
     group.add_argument(
+        "--draft",
+        default="ngram",
+        metavar="MODEL",
+        help="what guesses ahead: ngram (from the text itself), the path of a small model of the "
+        "same vocabulary, or none (default: ngram; it stops by itself where it does not pay)",
+    )
+    group.add_argument(
         "--tensor-parallel-size", type=positive, metavar="N", help="GPUs of a model, for vLLM"
     )
 
@@ -138,6 +145,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from kvant.api.models import store
     from kvant.server.serve import serve
     from kvant.server.settings import Settings, Tls
 
@@ -164,6 +172,7 @@ def _run(arguments: argparse.Namespace) -> int:
         threads=a.threads,
         engine=a.engine,
         tensor_parallel=a.tensor_parallel_size,
+        draft=None if a.draft == "none" else a.draft,
         deadline=a.timeout if a.timeout > 0 else 1e9,
         drain=max(0.0, a.drain),
         body=a.max_body,
@@ -175,5 +184,5 @@ def _run(arguments: argparse.Namespace) -> int:
         audit=not a.no_audit,
         audit_prompts=a.audit_prompts,
     )
-    serve(settings, None, lambda url: show.note(f"kvant serves on {url}"), json_log=a.log_json)
+    serve(settings, store(), lambda url: show.note(f"kvant serves on {url}"), json_log=a.log_json)
     return 0

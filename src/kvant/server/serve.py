@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -21,10 +21,13 @@ from kvant.server.audit import AuditLog
 from kvant.server.backend import ServingBackend, Watcher
 from kvant.server.gate import Guards, JsonLines, PlainLines
 from kvant.server.keys import KeyFile
-from kvant.server.library import Library, Store
+from kvant.server.library import Library
 from kvant.server.metrics import Metrics
 from kvant.server.port import bind
 from kvant.server.settings import Settings
+
+if TYPE_CHECKING:
+    from kvant.registry import Store
 
 __all__ = ["check", "serve"]
 

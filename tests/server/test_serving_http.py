@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -15,6 +18,17 @@ from pathlib import Path
 import httpx
 import pytest
 from served import Served, environment, events, serving
+from starlette.types import Message
+
+from kvant.cli.main import main
+from kvant.server.app import build
+from kvant.server.backend import ServingBackend
+from kvant.server.gate import Guards
+from kvant.server.keys import KeyFile
+from kvant.server.library import Library
+from kvant.server.metrics import Metrics
+from kvant.server.routes import api_routes
+from kvant.server.settings import Settings
 
 ASK = {"model": "demo", "prompt": "Once upon a time", "max_tokens": 16, "temperature": 0}
 LONG = {**ASK, "max_tokens": 900, "ignore_eos": True, "stream": True}
@@ -211,3 +225,83 @@ def _runs(pid: int) -> bool:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+def test_ps_and_stop(server: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    server.http.post("/v1/completions", json=ASK)
+    assert main(["ps", "--server", server.url]) == 0
+    assert "demo" in capsys.readouterr().out
+    assert main(["stop", "demo", "--server", server.url]) == 0
+    server.until(lambda: server.status()["models"] == [])
+    assert main(["stop", "demo", "--server", server.url]) == 1
+    assert "not loaded" in capsys.readouterr().err
+    assert main(["ps", "--server", "127.0.0.1:9"]) == 1
+    assert "kvant serve" in capsys.readouterr().err
+
+
+def test_tls(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl makes the certificate, and is not here")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost")
+    name = ("-addext", "subjectAltName=IP:127.0.0.1")
+    files = ("-keyout", str(key), "-out", str(cert))
+    subprocess.run([openssl, *made, *name, *files], check=True, capture_output=True)
+    with serving(tmp_path, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
+        assert server.url.startswith("https://")
+        context = ssl.create_default_context(cafile=str(cert))
+        assert httpx.get(f"{server.url}/health", verify=context).status_code == 200
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/health")
+
+
+def test_a_body_that_does_not_come(tmp_path: Path) -> None:
+    """The gate alone: a request whose body stalls gets 408, one that is too long 413."""
+
+    async def ask(parts: list[bytes], length: int | None = None) -> int:
+        settings = Settings(folder=tmp_path, body_seconds=0.2, body=1000)
+        backend = ServingBackend(settings, Library(), max_memory=1 << 30)
+        guards = Guards(settings, KeyFile(tmp_path), Metrics(), None, backend)
+        app = build(guards, api_routes(backend, Library(), None))
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            if not parts:
+                await asyncio.sleep(60)
+            return {"type": "http.request", "body": parts.pop(0), "more_body": True}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        headers = [(b"host", b"localhost")]
+        if length is not None:
+            headers.append((b"content-length", str(length).encode()))
+        path = "/v1/completions"
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode()}
+        scope |= {"headers": headers, "query_string": b"", "client": ("127.0.0.1", 1)}
+        async with asyncio.timeout(20):
+            await app(scope, receive, send)
+        assert (b"connection", b"close") in sent[0]["headers"]
+        status: int = sent[0]["status"]
+        return status
+
+    assert asyncio.run(ask([b'{"model"'])) == 408
+    assert asyncio.run(ask([b" " * 600, b" " * 600])) == 413
+    assert asyncio.run(ask([b" "], length=2000)) == 413
+
+
+def test_a_model_loads_while_others_answer(tmp_path: Path) -> None:
+    """The event loop is never blocked: health answers while a model is opened and loaded."""
+    with (
+        serving(tmp_path, "--kv-tokens", "8192") as server,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        asking = pool.submit(server.http.post, "/v1/completions", json=ASK)
+        count = 0
+        with httpx.Client(base_url=server.url) as other:
+            while not asking.done():
+                assert other.get("/health").status_code == 200
+                count += 1
+        assert asking.result().status_code == 200
+    assert count > 10  # a loop that is blocked answers once, at the end

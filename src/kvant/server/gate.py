@@ -43,7 +43,7 @@ _BLOBS = "/api/blobs/"
 _DENIALS_PER_MINUTE = 60
 """Refused keys that the audit log gets of one address: others cannot fill the disk with it."""
 _CORS_SECONDS = "600"
-_LINGER_BYTES, _LINGER_SECONDS = 32 << 20, 5.0
+_LINGER_BYTES, _LINGER_SECONDS = 32 << 20, 2.0
 
 
 @dataclass(frozen=True, slots=True)

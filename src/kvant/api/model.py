@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from kvant._core import KV_BLOCK
 from kvant.api.sampling_defaults import default_sampling
-from kvant.api.source import Source, open_source, threads_or_default, tokenizer_of
+from kvant.api.source import Source, named, open_source, threads_or_default, tokenizer_of
 from kvant.checkpoint import Checkpoint, Pooling
 from kvant.checkpoint.pooling import POOLING_TYPES
 from kvant.engine import Engine, load_engine
@@ -33,6 +34,7 @@ from kvant.errors import UnsupportedError, UsageError
 from kvant.tokenizer.chat import ChatRenderer
 
 if TYPE_CHECKING:
+    from kvant.registry import Local
     from kvant.tokenizer.build import Tokenizer
 
 __all__ = ["Message", "Model", "load"]
@@ -53,7 +55,8 @@ def load(
     """Load a model to run it.
 
     Args:
-        source: ``demo``, a Hugging Face folder, or a GGUF file.
+        source: ``demo``, a Hugging Face folder, a GGUF file, or a model of the store; that one
+            brings its parameters, template, system message and first turns.
         threads: processors to use; all by default.
         context: most tokens of a prompt and its answer together. Memory for as many tokens is set
             aside; texts that are written at once share it, and wait for each other where it does
@@ -65,7 +68,11 @@ def load(
         UsageError: the context is more than the model takes, or an option does not exist.
         NotEnoughMemoryError: it does not fit in memory; says what would.
     """
+    local = named(source)
     checkpoint = open_source(source)
+    if context is None and local is not None and local.settings.context is not None:
+        # As in Ollama: a wish, not a limit that is an error to miss.
+        context = min(local.settings.context, checkpoint.config.max_position_embeddings)
     _check_context(context, checkpoint.config.max_position_embeddings)
     if kv_type not in KV_TYPES:
         raise UsageError(f"kv_type should be one of {', '.join(KV_TYPES)}, got {kv_type!r}.")
@@ -76,7 +83,7 @@ def load(
             checkpoint, threads=threads_or_default(threads), kv_tokens=context, kv_type=kv_type
         )
         tokenizer = building.result()
-    return Model(checkpoint, engine, tokenizer, context=context)
+    return Model(checkpoint, engine, tokenizer, context=context, local=local)
 
 
 class Model:
@@ -86,6 +93,7 @@ class Model:
         checkpoint: what was loaded.
         tokenizer: text to ids and back.
         context: most tokens of a prompt and its answer together.
+        local: what the store says of it; None where it is not from there.
         default_sampling: what is used where no sampling is given: the model's own recommendation,
             or temperature 0.8, top-k 40, top-p 0.95, min-p 0.05.
     """
@@ -97,12 +105,16 @@ class Model:
         tokenizer: Tokenizer,
         *,
         context: int | None = None,
+        local: Local | None = None,
     ) -> None:
+        self.local = local
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
         room = engine.kv.capacity_tokens
         self.context = min(context or engine.context, engine.context, room)
         self.default_sampling = default_sampling(checkpoint)
+        if local is not None:
+            self.default_sampling = replace(self.default_sampling, **local.settings.sampling)
         self._engine: Engine | None = engine
         self._renderer: ChatRenderer | None = None
 
@@ -228,6 +240,8 @@ class Model:
             UnsupportedError: there is none.
         """
         template = self.tokenizer.definition.chat_template
+        if self.local is not None and self.local.template is not None:
+            template = self.local.template
         if template is None:
             raise UnsupportedError(
                 f"{self.checkpoint.path}: the model has no chat template, so how a conversation "
@@ -391,6 +405,8 @@ class Model:
             if (i := definition.token_id(name)) is not None
         }
         values = {"add_generation_prompt": True, **names, **context}
+        if self.local is not None:
+            messages = self.local.conversation(messages)
         text = self._renderer.render(messages, **values)
         # The template writes all special tokens itself, as in transformers.
         return self.tokenizer.encode(text, add_special=False, parse_special=True)
@@ -405,8 +421,12 @@ class Model:
         if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
             raise UsageError(f"max_tokens should be a whole number from 1, got {max_tokens!r}.")
         check_length(prompt, self.context)
-        StopStrings(stop)  # said now, not when the first piece is asked for
         strings = (stop,) if isinstance(stop, str) else tuple(stop)
+        if self.local is not None:
+            settings = self.local.settings
+            strings = strings or settings.stop
+            max_tokens = max_tokens or settings.max_tokens
+        StopStrings(strings)  # said now, not when the first piece is asked for
         return Request(prompt, sampling or self.default_sampling, max_tokens, strings)
 
     def _generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Piece]]:

@@ -19,6 +19,7 @@ from kvant.cli import (
     bench,
     calibrate,
     convert,
+    create,
     demo,
     devices,
     doctor,
@@ -26,7 +27,10 @@ from kvant.cli import (
     formats,
     inspect,
     keys,
+    models,
     ps,
+    pull,
+    push,
     quantize,
     recommend,
     run,
@@ -42,6 +46,7 @@ __all__ = ["main"]
 _COMMANDS = (
     *(demo, run, formats, inspect, convert),
     *(calibrate, quantize, tune, evaluate, bench, verify),
+    *(pull, models, create, push),
     *(recommend, devices, doctor),
     *(serve, ps, keys),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ __all__ = ["add"]
 _DESCRIPTION = """\
 With PROMPT, or text on standard input, the model continues that text as it stands; with --chat it
 answers it as a turn of a conversation, by the model's chat template. With neither, a chat begins.
+MODEL may be the name of a model of the store; it is pulled where it is not there.
 
 How tokens are chosen follows the model's own recommendation (generation_config.json, or
 general.sampling.* in a GGUF file), and where there is none: temperature 0.8, top-k 40, top-p 0.95,
@@ -47,7 +49,9 @@ def add(commands: Commands) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="demo, a Hugging Face folder, a GGUF file")
+    parser.add_argument(
+        "model", metavar="MODEL", help="demo, a Hugging Face folder, a GGUF file, or a name"
+    )
     parser.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="text to continue; - reads standard input"
     )
@@ -83,6 +87,9 @@ def add(commands: Commands) -> None:
         default="f16",
         help="how keys and values are kept (default: f16)",
     )
+    parser.add_argument(
+        "--offline", action="store_true", help="do not pull a model that is not here"
+    )
     parser.add_argument("--verbose", action="store_true", help="say what it took, on stderr")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON, when done")
     parser.set_defaults(run=_run, late="prompt")
@@ -93,9 +100,10 @@ def _run(arguments: argparse.Namespace) -> int:
     _check(arguments, prompt)
     from kvant.api.model import load
 
+    name = _present(arguments.model, offline=arguments.offline)
     start = time.perf_counter()
     with load(
-        arguments.model,
+        name,
         threads=arguments.threads,
         context=arguments.context,
         kv_type=arguments.kv,
@@ -117,6 +125,30 @@ def _run(arguments: argparse.Namespace) -> int:
                 verbose=arguments.verbose,
             )
         return _answer(model, prompt, options, arguments)
+
+
+def _present(model: str, *, offline: bool) -> str:
+    """The model's path, or its name in the store, into which it is pulled where it is not here."""
+    from kvant.api.source import DEMO, named
+    from kvant.registry import RegistryError, parse_reference
+
+    if model == DEMO or os.path.lexists(model) or named(model) is not None:
+        return model
+    found = parse_reference(model)
+    if found.kind == "path":
+        return model  # which is not there: the error is the same as always
+    if offline:
+        raise UsageError(
+            f"{model}: there is no such path and no such model in the store, and with --offline "
+            f"nothing is pulled. Use `kvant pull {model}` with a network."
+        )
+    from kvant.cli.pull import pull_with_bar
+
+    try:
+        return pull_with_bar(model)
+    except RegistryError as error:
+        show.note(f"{model} is no path and not in the store, so it was to be pulled.")
+        raise error
 
 
 def _prompt(arguments: argparse.Namespace) -> str | None:

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from kvant.server.backend import ServingBackend
-from kvant.server.failures import error_response
+from kvant.server.failures import HttpError, error_response
 from kvant.server.jobs import Job
 from kvant.server.library import Library, Store
 
@@ -22,7 +22,11 @@ def api_routes(backend: ServingBackend, library: Library, store: Store | None) -
 
     async def completions(request: Request) -> Response:
         try:
-            body = await request.json()
+            try:
+                body = await request.json()
+                body["model"] + ""
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise HttpError(400, str(error)) from None
             job = Job(
                 model=body["model"],
                 prompt=body["prompt"],

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_STATS_SECONDS = 0.25
 _STEP_TOKENS = 512
 _TEXTS, _TEXT_TOKENS = 16, 512
 """Texts, and about how many tokens, that vectors are made of between two steps."""
@@ -105,7 +104,6 @@ class Worker:
         self._texts: set[int] = set()  # requests for vectors that are under way
         self._gone: set[int] = set()  # ended by the server before they were prepared
         self._seen = -1  # highest number that was prepared
-        self._told = 0.0
 
     @property
     def template(self) -> str | None:
@@ -242,13 +240,8 @@ class Worker:
                 self._refuse(live.number, event)
             else:
                 deltas.append(self._delta(batch, live, event))
-        now = time.perf_counter()
         message: Message = {"is": "deltas", "of": deltas} if deltas else {"is": "stats"}
-        if now - self._told >= _STATS_SECONDS:
-            self._told = now
-            message["stats"] = self._stats()
-        if len(message) > 1:
-            self._link.say(message)
+        self._link.say({**message, "stats": self._stats()})
 
     def _delta(self, batch: Batch, live: _Live, piece: Piece) -> list[Any]:
         short: list[Any] = [live.number, wire.delta_to(self._as_delta(live, piece))]
@@ -293,7 +286,6 @@ class Worker:
         }
 
     def _report(self) -> None:
-        self._told = time.perf_counter()
         self._link.say({"is": "stats", "stats": self._stats()})
 
     # ---- vectors ---------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import Any
@@ -295,5 +295,5 @@ class Shelf:
     def has_blob(self, digest: str) -> bool:
         return digest in self.blobs
 
-    def add_blob(self, digest: str, file: Any) -> None:
-        self.blobs[digest] = file.read_bytes()
+    def add_blob(self, digest: str, pieces: Iterable[bytes]) -> None:
+        self.blobs[digest] = b"".join(pieces)

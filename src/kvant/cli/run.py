@@ -129,7 +129,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _present(model: str, *, offline: bool) -> str:
     """The model's path, or its name in the store, into which it is pulled where it is not here."""
-    from kvant.api.source import DEMO, named
+    from kvant.api.source import named
+    from kvant.builtin import DEMO
     from kvant.registry import RegistryError, parse_reference
 
     if model == DEMO or os.path.lexists(model) or named(model) is not None:

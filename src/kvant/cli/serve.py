@@ -138,6 +138,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from kvant.api.models import store
     from kvant.server.serve import serve
     from kvant.server.settings import Settings, Tls
 
@@ -175,5 +176,5 @@ def _run(arguments: argparse.Namespace) -> int:
         audit=not a.no_audit,
         audit_prompts=a.audit_prompts,
     )
-    serve(settings, None, lambda url: show.note(f"kvant serves on {url}"), json_log=a.log_json)
+    serve(settings, store(), lambda url: show.note(f"kvant serves on {url}"), json_log=a.log_json)
     return 0

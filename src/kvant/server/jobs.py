@@ -127,24 +127,40 @@ class Timings:
 
 
 class Answer(Protocol):
-    """An answer under way: iterate it once for its deltas; `aclose` at any time ends it.
+    """An answer under way: iterate it once for its deltas; `aclose` at any time ends it."""
 
-    Attributes:
-        model: the model's full name.
-        prompt_tokens: tokens that were asked.
-        cached_tokens: those of them that were found in the cache; known with the first delta.
-        completion_tokens: tokens written so far.
-        timings: complete with the last delta.
-        chat_template: the template that the conversation was written with, from which the HTTP
-            side reads how the model reasons and calls tools; None for texts.
-    """
+    @property
+    def model(self) -> str:
+        """The model's full name."""
+        ...
 
-    model: str
-    chat_template: str | None
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    timings: Timings
+    @property
+    def chat_template(self) -> str | None:
+        """The template that the conversation was written with; None for texts.
+
+        From it the HTTP side reads how the model reasons and calls tools.
+        """
+        ...
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens that were asked."""
+        ...
+
+    @property
+    def cached_tokens(self) -> int:
+        """Those of them that were found in the cache; known with the first delta."""
+        ...
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens written so far."""
+        ...
+
+    @property
+    def timings(self) -> Timings:
+        """Complete with the last delta."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         """The deltas.

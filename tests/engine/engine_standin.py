@@ -68,5 +68,5 @@ class SpokenEngine:
                 out[found] = self._rows([self._slots[int(table[a]), p] for a, p in places])
                 found += 1
 
-    def draw(self, turns: Any, logits: Logits) -> Any:
-        return draw_turns(turns, logits)
+    def draw(self, turns: Any, logits: Logits, masks: Any = None) -> Any:
+        return draw_turns(turns, logits, masks)

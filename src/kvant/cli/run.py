@@ -131,13 +131,17 @@ def _present(model: str, *, offline: bool) -> str:
     """The model's path, or its name in the store, into which it is pulled where it is not here."""
     from kvant.api.source import named
     from kvant.builtin import DEMO
-    from kvant.registry import RegistryError, parse_reference
+    from kvant.registry import BadNameError, RegistryError, parse_reference
 
     if model == DEMO or os.path.lexists(model) or named(model) is not None:
         return model
-    found = parse_reference(model)
-    if found.kind == "path":
-        return model  # which is not there: the error is the same as always
+    try:
+        if parse_reference(model).kind == "path":
+            return model  # which is not there: the error is the same as always
+    except BadNameError:
+        if "://" in model:
+            raise
+        return model
     if offline:
         raise UsageError(
             f"{model}: there is no such path and no such model in the store, and with --offline "

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvant.engine.constrain import Constraint
+from kvant.engine.constrain import Constraint, Matcher
 from kvant.engine.detokenize import TokenDecoder
 from kvant.engine.results import FinishReason, Piece, Usage
 from kvant.engine.sampling import Draw, Sampler, Sampling, TokenLogprob
@@ -47,30 +47,36 @@ class Answer:
     Args:
         number: the request's, by which its owner knows it.
         request: what was asked.
+        tokens: prompt and answer; its owner appends to it.
         tokenizer: the model's.
         vocab_size: length of a row of logits.
         most: most tokens it may have.
         ends: tokens that end it.
+        matcher: says what it may be, where that is bound.
     """
 
     def __init__(
         self,
         number: int,
         request: Request,
+        tokens: list[int],
         tokenizer: Tokenizer,
         vocab_size: int,
         most: int,
         ends: frozenset[int],
+        matcher: Matcher | None = None,
     ) -> None:
         self.number = number
         self.request = request
+        self.tokens = tokens
+        self.matcher = matcher
         self.sampler = Sampler(request.sampling, vocab_size, request.prompt)
         self._decoder = TokenDecoder(tokenizer, request.prompt)
         self._stop = StopStrings(request.stop)
         self._ends = ends
         self._left = most
         self._written = 0
-        self._tokens: list[int] = []
+        self._new: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self.cached = 0
         """Tokens of the prompt that were not read, because the cache had them."""
@@ -114,12 +120,12 @@ class Answer:
                 break
         if not (text or reason):
             return None
-        piece = Piece(text, tuple(self._tokens), tuple(self._logprobs), reason, self.usage)
-        self._tokens, self._logprobs = [], []
+        piece = Piece(text, tuple(self._new), tuple(self._logprobs), reason, self.usage)
+        self._new, self._logprobs = [], []
         return piece
 
     def _take(self, drawn: Draw) -> tuple[str, FinishReason | None]:
-        self._tokens.append(drawn.token)
+        self._new.append(drawn.token)
         if drawn.logprob is not None:
             self._logprobs.append(drawn.logprob)
         self._left -= 1
@@ -131,6 +137,8 @@ class Answer:
         else:
             text = self._stop.add(self._decoder.add(drawn.token))
             reason = "length" if self._left == 0 else None
+            if self.matcher is not None and self.matcher.take(drawn.token):
+                reason = "stop"
         if reason and not self._stop.matched:
             text += self._stop.add(self._decoder.finish())
         if self._stop.matched:

@@ -9,6 +9,7 @@ the bits that would be computed again, and each request draws with its own rando
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -16,8 +17,10 @@ from typing import TypeAlias
 import numpy as np
 
 from kvant.engine.answer import Answer, Request
+from kvant.engine.constrain import Grammars, Matcher
 from kvant.engine.results import Piece, Usage
 from kvant.engine.sampling import Draw, Turn
+from kvant.engine.speculative import Speculator
 from kvant.engine.steps import Floats, Steps
 from kvant.engine.stopping import end_tokens
 from kvant.errors import CacheFullError, ContextError, DataError, KvantError, UsageError
@@ -45,6 +48,8 @@ class Stats:
         computed_tokens: tokens that went through the model, once more after making room too.
         written_tokens: tokens of answers.
         preemptions: how often a request made room for another.
+        drafted: guesses that were checked.
+        accepted: those of them that were right.
         steps: steps that were run.
     """
 
@@ -58,6 +63,8 @@ class Stats:
     written_tokens: int
     preemptions: int
     steps: int
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Batch:
@@ -68,16 +75,27 @@ class Batch:
         tokenizer: the model's.
         context: most tokens of a prompt and its answer together.
         limits: how many at once.
+        speculation: guesses tokens where that pays; texts are the same with and without.
+        grammars: for requests with constraints; made here where there is none.
     """
 
     def __init__(
-        self, engine: Steps, tokenizer: Tokenizer, *, context: int, limits: Limits | None = None
+        self,
+        engine: Steps,
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        limits: Limits | None = None,
+        speculation: Speculator | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         asked = limits or Limits()
         most = min(asked.step_tokens, engine.step_tokens)
         self._engine, self._tokenizer, self._context = engine, tokenizer, context
         self._limits = Limits(min(asked.running, most), asked.waiting, most)
         self._scheduler = Scheduler(engine.kv, self._limits)
+        self._speculation = speculation
+        self._grammars = grammars or Grammars(tokenizer, engine.vocab_size)
         self._ends = end_tokens(tokenizer.definition)
         self._numbers = itertools.count()
         self._scheduled: dict[int, Scheduled] = {}
@@ -94,6 +112,7 @@ class Batch:
         Raises:
             ContextError: it does not fit in the context; states both lengths.
             UsageError: no tokens, tokens there are not, an option that makes no sense.
+            MissingExtraError: it has a constraint, and the package for these is not installed.
             CacheFullError: it would not fit in the cache even alone.
             QueueFullError: as many wait as may; try again later.
         """
@@ -154,6 +173,7 @@ class Batch:
             self._written,
             self._preempted + running,
             self._steps,
+            *(self._speculation.counts if self._speculation is not None else (0, 0)),
         )
 
     def _prepare(self, request: Request) -> tuple[Scheduled, Answer]:
@@ -169,7 +189,11 @@ class Batch:
         if request.max_tokens is not None:
             most = min(most, request.max_tokens)
         ends = frozenset[int]() if request.ignore_end else self._ends
-        answer = Answer(next(self._numbers), request, self._tokenizer, vocab, most, ends)
+        matcher = None
+        if request.constraint is not None:
+            matcher = self._grammars.matcher(request.constraint)
+        number = next(self._numbers)
+        answer = Answer(number, request, prompt, self._tokenizer, vocab, most, ends, matcher)
         return Scheduled(prompt, len(prompt) + most, request.user, request.salt), answer
 
     def _enter(self, scheduled: Scheduled, answer: Answer) -> int:
@@ -180,6 +204,8 @@ class Batch:
     def _leave(self, scheduled: Scheduled) -> None:
         self._scheduler.end(scheduled)
         answer = self._answers.pop(scheduled)
+        if self._speculation is not None:
+            self._speculation.forget(answer)
         del self._scheduled[answer.number]
         self._preempted += scheduled.preemptions
 
@@ -202,6 +228,7 @@ class Batch:
             CacheFullError: sequences outside the batch hold so much that no request can go on.
             FileFormatError: the model's file has become shorter.
         """
+        guessed = self._guess()
         step = self._scheduler.schedule()
         if step is None:
             if self._scheduled:
@@ -214,28 +241,70 @@ class Batch:
             for entry in step.entries:
                 self._answers[entry.request].begin(entry.request.cached or 0)
             drawing = [entry for entry in step.entries if entry.draws]
+            started = time.perf_counter()
             logits = self._run(step)
-            turns = [self._turn(entry) for entry in drawing]
-            found = self._engine.draw(turns, logits) if turns else []
+            found = self._draw(drawing, logits) if drawing else []
         except BaseException:
             self._scheduler.abandon()
             raise
+        if guessed and self._speculation is not None:
+            self._speculation.note(step.tokens, time.perf_counter() - started)
         self._steps += 1
         self._computed += step.tokens
-        return self._complete([e.request for e in drawing], found)
+        return self._complete(drawing, found)
+
+    def _guess(self) -> bool:
+        """Let requests guess, where all that happens is writing; whether it is so."""
+        if self._speculation is None or self._scheduler.waiting:
+            return False
+        running = self._scheduler.running
+        if not running or any(r.pending > 1 for r in running):
+            return False
+        answers = [self._answers[r] for r in running]
+        for request, answer, guesses in zip(
+            running, answers, self._speculation.propose(answers), strict=True
+        ):
+            if answer.matcher is not None:
+                guesses = guesses[: answer.matcher.valid(guesses)]
+            request.draft = guesses
+        return True
+
+    def _draw(self, entries: Sequence[Entry], logits: Floats) -> list[list[Draw] | DataError]:
+        """The tokens that follow each entry's, under what their texts must match."""
+        turns: list[Turn] = []
+        bound: list[tuple[Matcher, Sequence[int]]] = []
+        masks = 0
+        for entry in entries:
+            answer = self._answers[entry.request]
+            guesses = entry.tokens[len(entry.tokens) - entry.drafted :]
+            turns.append(Turn(answer.sampler, guesses, None if answer.matcher is None else masks))
+            if answer.matcher is not None:
+                bound.append((answer.matcher, guesses))
+                masks += len(guesses) + 1
+        found = self._engine.draw(turns, logits, self._grammars.masks(bound) if bound else None)
+        for i, entry in enumerate(entries):
+            matcher = self._answers[entry.request].matcher
+            fault = None if matcher is None else matcher.fault()
+            if fault is not None:
+                found[i] = fault
+        return found
 
     def _complete(
-        self, requests: Sequence[Scheduled], found: Sequence[list[Draw] | DataError]
+        self, entries: Sequence[Entry], found: Sequence[list[Draw] | DataError]
     ) -> list[Event]:
         """Hand out what was drawn."""
         events: list[Event] = []
         drawn: dict[Scheduled, list[Draw]] = {}
-        for request, draws in zip(requests, found, strict=True):
+        for entry, draws in zip(entries, found, strict=True):
+            request = entry.request
             if isinstance(draws, KvantError):
                 events.append((self._answers[request].number, draws))
                 self._leave(request)
-            else:
-                drawn[request] = draws
+                continue
+            drawn[request] = draws
+            if self._speculation is not None:
+                guesses = entry.tokens[len(entry.tokens) - entry.drafted :]
+                self._speculation.learn(self._answers[request], guesses, [d.token for d in draws])
         self._scheduler.complete({r: [d.token for d in draws] for r, draws in drawn.items()})
         for request, draws in drawn.items():
             answer = self._answers[request]
@@ -271,10 +340,6 @@ class Batch:
         out = self._logits[: len(rows)]
         self._engine.step_blocks(tokens, layout, tables, np.array(rows, np.int32), out)
         return out
-
-    def _turn(self, entry: Entry) -> Turn:
-        guesses = entry.tokens[len(entry.tokens) - entry.drafted :]
-        return Turn(self._answers[entry.request].sampler, guesses)
 
 
 def check_length(prompt: Sequence[int], context: int) -> None:

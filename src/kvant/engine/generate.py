@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kvant.engine.batch import Batch, Limits, Request, check_length
+from kvant.engine.constrain import Grammars
 from kvant.engine.results import Piece
+from kvant.engine.speculative import Speculator
 from kvant.engine.steps import Steps
 from kvant.errors import KvantError
 from kvant.tokenizer.build import Tokenizer
@@ -27,6 +29,8 @@ def generate(
     context: int,
     batch: int = BATCH,
     chunk: int = CHUNK,
+    speculation: Speculator | None = None,
+    grammars: Grammars | None = None,
 ) -> Iterator[tuple[int, Piece]]:
     """Continue all ``requests``; yields (index of the request, piece) as they come.
 
@@ -40,6 +44,8 @@ def generate(
         context: most tokens of a prompt and its answer together.
         batch: most requests in a step.
         chunk: most tokens in a step, or ``batch`` where that is more.
+        speculation: as in `Batch`.
+        grammars: as in `Batch`.
 
     Raises:
         ContextError: a prompt does not fit; nothing has been generated.
@@ -49,7 +55,14 @@ def generate(
     for request in requests:
         check_length(request.prompt, context)
     limits = Limits(batch, max(1, len(requests)), max(batch, chunk))
-    work = Batch(engine, tokenizer, context=context, limits=limits)
+    work = Batch(
+        engine,
+        tokenizer,
+        context=context,
+        limits=limits,
+        speculation=speculation,
+        grammars=grammars,
+    )
     try:
         index = {work.add(request): i for i, request in enumerate(requests)}
         while not work.idle:

@@ -123,6 +123,9 @@ class Sampler:
                 f"{vocab_size - 1}. Use ids of this model's tokenizer."
             )
         seed = int.from_bytes(os.urandom(8), "little") if s.seed is None else s.seed
+        self.sampling = s
+        self.seed = seed % 2**64
+        """Where its random numbers come from."""
         self._wants_logprobs = s.logprobs is not None
         self._core = _core.Sampler(
             vocab_size,
@@ -133,7 +136,7 @@ class Sampler:
             repetition=s.repetition_penalty,
             frequency=s.frequency_penalty,
             presence=s.presence_penalty,
-            seed=seed % 2**64,
+            seed=self.seed,
             logprobs=-1 if s.logprobs is None else s.logprobs,
             bias=list(s.logit_bias.items()),
         )
@@ -143,6 +146,11 @@ class Sampler:
     def accept(self, tokens: Sequence[int]) -> None:
         """Take ``tokens`` as part of the answer, as if they had been drawn here."""
         self._core.accept(np.asarray(tokens, np.int32))
+
+    @property
+    def position(self) -> int:
+        """Tokens of the answer so far; the place in the stream of random numbers."""
+        return self._core.position
 
     def seek(self, position: int) -> None:
         """Draw next as after ``position`` tokens of the answer; penalties are not told."""
@@ -159,23 +167,27 @@ class Turn:
     Attributes:
         sampler: the request's.
         guesses: one fewer than its rows.
-        masks: uint32 [rows, words], a bit for each token, the lowest of the first word for token 0;
-            only tokens whose bits are set may be drawn. None for all.
+        mask: the first of its masks, one for each of its rows; None where all tokens may be drawn.
     """
 
     sampler: Sampler
     guesses: Sequence[int] = ()
-    masks: npt.NDArray[np.uint32] | None = None
+    mask: int | None = None
 
 
 def draw_turns(
-    turns: Sequence[Turn], logits: npt.NDArray[np.float32], plan: _core.Plan | None = None
+    turns: Sequence[Turn],
+    logits: npt.NDArray[np.float32],
+    masks: npt.NDArray[np.uint32] | None = None,
+    plan: _core.Plan | None = None,
 ) -> list[list[Draw] | DataError]:
     """Draw for several requests at once; a fault of one is its own.
 
     Args:
         turns: each sampler at most once.
         logits: float32 [rows of all turns, vocabulary], C-contiguous; only read.
+        masks: uint32 [masks, words], a bit for each token, the lowest of the first word for token
+            0: those that may be drawn.
         plan: on whose threads; None for the caller's alone.
 
     Returns:
@@ -183,17 +195,15 @@ def draw_turns(
         its logits, or with biases, penalties and masks that leave no token.
     """
     rows = [i for t in turns for i in (*t.guesses, -1)]
-    masks = masked = None
-    if any(t.masks is not None for t in turns):
-        masks = np.concatenate([t.masks for t in turns if t.masks is not None])
-        masked = np.full(len(rows), -1, np.int32)
-        row = used = 0
-        for t in turns:
-            count = len(t.guesses) + 1
-            if t.masks is not None:
-                masked[row : row + count] = np.arange(used, used + count)
-                used += count
-            row += count
+    masked = None
+    if masks is not None:
+        named = (
+            range(t.mask, t.mask + len(t.guesses) + 1)
+            if t.mask is not None
+            else (-1,) * (len(t.guesses) + 1)
+            for t in turns
+        )
+        masked = np.array([mask for masks_of in named for mask in masks_of], np.int32)
     found = _core.sample(
         [t.sampler._core for t in turns], logits, np.array(rows, np.int32), masks, masked, plan
     )

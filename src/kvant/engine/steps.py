@@ -204,10 +204,12 @@ class Steps:
         with self._lock:
             self._plan.copy_blocks(list(pairs))
 
-    def draw(self, turns: Sequence[Turn], logits: Floats) -> list[list[Draw] | DataError]:
+    def draw(
+        self, turns: Sequence[Turn], logits: Floats, masks: npt.NDArray[np.uint32] | None = None
+    ) -> list[list[Draw] | DataError]:
         """As `sampling.draw_turns`, on all threads."""
         with self._lock:
-            return draw_turns(turns, logits, self._plan)
+            return draw_turns(turns, logits, masks, self._plan)
 
     def _check_predicts(self) -> None:
         if self.encodes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvant.api.source import open_source, tokenizer_of
+from kvant.checkpoint import Checkpoint
 from kvant.errors import InputError, UsageError
 from kvant.files.source import quote
 from kvant.registry import Entry as Row
@@ -162,7 +163,7 @@ class Models:
             parameters=modelfile.parameters,
             license=license_text or details.license,
             info=info,
-            capabilities=_capabilities(template, fills, checkpoint.pooling is not None),
+            capabilities=_capabilities(template, fills, checkpoint),
         )
 
 
@@ -171,13 +172,13 @@ def _visible(name: str) -> bool:
     return scope is None or scope.principal.may_use(name)
 
 
-def _capabilities(template: str, fills: bool, embeds: bool) -> tuple[str, ...]:
+def _capabilities(template: str, fills: bool, checkpoint: Checkpoint) -> tuple[str, ...]:
     """In Ollama's words."""
-    if embeds:
-        return ("embedding",)
+    encodes = checkpoint.graph.encodes
     traits = traits_of(template or None)
     found = {
-        "completion": True,
+        "completion": not encodes,
+        "embedding": encodes or checkpoint.pooling is not None,
         "insert": fills,
         "tools": traits.tools,
         "thinking": traits.tags is not None or traits.switchable,

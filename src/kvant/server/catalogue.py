@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 __all__ = ["Catalogue", "Details", "Entry", "NewModel", "Progress", "Shown"]
@@ -45,7 +44,6 @@ class Shown:
         license: texts.
         info: its metadata, under GGUF's keys where it has such.
         capabilities: ``completion``, ``tools``, ``thinking``, ``insert``, ``embedding``.
-        context: most tokens.
     """
 
     entry: Entry
@@ -134,6 +132,6 @@ class Catalogue(Protocol):
         """Whether a blob is here."""
         ...
 
-    def add_blob(self, digest: str, file: Path) -> None:
-        """Take a file, whose content should have ``digest``; the file is moved away."""
+    def add_blob(self, digest: str, pieces: Iterable[bytes]) -> None:
+        """Take content whose digest should be ``digest``."""
         ...

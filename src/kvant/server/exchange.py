@@ -29,6 +29,9 @@ __all__ = [
 #: Bytes of a request. A million tokens of text are about four.
 MAX_BODY = 32 << 20
 
+#: How deep it may nest.
+_DEEPEST = 100
+
 T = TypeVar("T")
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
@@ -80,6 +83,8 @@ async def read_json(request: Request, most: int = MAX_BODY) -> object:
         raise FieldError("", "The request's JSON nests too deep. Send a flatter one.") from None
     except ValueError as error:  # also of bytes that are no text
         raise FieldError("", f"The request is not valid JSON: {error}.") from None
+    if body.count(b"[") + body.count(b"{") > _DEEPEST:
+        _refuse_depth(data)
     if b"\\ud" in body or b"\\uD" in body:
         _refuse_half_characters(data)
     return data
@@ -87,6 +92,21 @@ async def read_json(request: Request, most: int = MAX_BODY) -> object:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _refuse_depth(data: object) -> None:
+    """Schemas and conversations are written again as JSON, by code that recurses."""
+    level = [data]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)  # type: ignore[attr-defined]
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return
+    raise FieldError("", f"The request's JSON nests deeper than {_DEEPEST}. Send a flatter one.")
 
 
 def _refuse_half_characters(data: object) -> None:

@@ -18,6 +18,7 @@ from kvant.errors import (
     UnsupportedError,
     UsageError,
 )
+from kvant.registry import AbsentError, DeniedError, NotInStoreError, RegistryError
 from kvant.server.fields import FieldError
 from kvant.server.jobs import BusyError, DeadlineError, EngineLostError, ModelNotFoundError
 
@@ -73,6 +74,12 @@ def http_error_of(error: Exception) -> HttpError:
             return HttpError(400, str(error), "invalid_value", error.path or None)
         case ModelNotFoundError():
             return HttpError(404, str(error), "model_not_found", "model")
+        case NotInStoreError() | AbsentError():
+            return HttpError(404, str(error), "model_not_found", "model")
+        case DeniedError():
+            return HttpError(403, str(error), "registry_denied")
+        case RegistryError():
+            return HttpError(502, str(error), "registry_failed")
         case BusyError():
             return HttpError(429, str(error), "rate_limit_exceeded", None, error.retry_after)
         case DeadlineError():

@@ -136,8 +136,10 @@ class Answer(Protocol):
 
     @property
     def chat_template(self) -> str | None:
-        """What the conversation was written with, from which the HTTP side reads how the model
-        reasons and calls tools; None for texts."""
+        """The template that the conversation was written with; None for texts.
+
+        From it the HTTP side reads how the model reasons and calls tools.
+        """
         ...
 
     @property

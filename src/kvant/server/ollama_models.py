@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import anyio.from_thread
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from kvant.registry import HostileError
 from kvant.server.catalogue import Catalogue, Details, Entry, NewModel, Progress, Report
 from kvant.server.exchange import Stream, dump, read
-from kvant.server.failures import error_body, http_error_of
+from kvant.server.failures import HttpError, error_body, http_error_of
 from kvant.server.fields import FieldError
 from kvant.server.jobs import Backend
 from kvant.server.ollama_answers import time_text
@@ -156,16 +156,25 @@ async def has_blob(store: Catalogue, request: Request) -> Response:
 async def add_blob(store: Catalogue, request: Request) -> Response:
     """``POST /api/blobs/{digest}``."""
     digest = _digest(request.path_params["digest"], "digest")
-    descriptor, name = await run_in_threadpool(tempfile.mkstemp, prefix="kvant-blob-")
-    file = Path(name)
+    parts = request.stream()
+
+    def pieces() -> Iterable[bytes]:
+        while part := anyio.from_thread.run(_next, parts):
+            yield part
+
     try:
-        with os.fdopen(descriptor, "wb") as out:
-            async for part in request.stream():
-                await run_in_threadpool(out.write, part)
-        await run_in_threadpool(store.add_blob, digest, file)
-    finally:
-        file.unlink(missing_ok=True)
+        await run_in_threadpool(store.add_blob, digest, pieces())
+    except HostileError as error:
+        raise HttpError(400, str(error), "invalid_digest") from None
     return Response(status_code=201)
+
+
+async def _next(parts: AsyncIterator[bytes]) -> bytes:
+    """The next piece of a body; nothing at its end."""
+    async for part in parts:
+        if part:
+            return part
+    return b""
 
 
 def _digest(text: str, path: str) -> str:

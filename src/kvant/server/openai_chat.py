@@ -30,6 +30,9 @@ from kvant.server.tool_use import Tool, ToolUse
 
 __all__ = ["chat", "chat_job"]
 
+#: What the server itself tells templates.
+_RESERVED = frozenset({"self", "messages", "tools", "now", "bos_token", "eos_token"})
+
 
 async def chat(backend: Backend, request: Request) -> Response:
     """``POST /v1/chat/completions``."""
@@ -56,6 +59,9 @@ def chat_job(asked: ChatRequest, tool_use: ToolUse) -> Job:
         raise FieldError("top_logprobs", "is only allowed with logprobs: true.")
     constraint = _constraint(asked, tool_use)
     template = dict(asked.chat_template_kwargs or {})
+    for key in template:
+        if key in _RESERVED or not key.isidentifier():
+            raise FieldError(f"chat_template_kwargs.{key[:60]}", "is not for requests to set.")
     if asked.reasoning_effort is not None:
         template.setdefault("reasoning_effort", asked.reasoning_effort)
         template.setdefault("enable_thinking", asked.reasoning_effort != "none")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import BaseRoute
 
-from kvant.server import anthropic, ollama, openai
-from kvant.server.backend import ServingBackend
+from kvant.server import anthropic, ollama, openai, openapi
+from kvant.server.jobs import Backend
 from kvant.server.library import Library
 from kvant.server.models import Models
 
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["api_routes"]
 
 
-def api_routes(backend: ServingBackend, library: Library, store: Store | None) -> list[BaseRoute]:
-    """OpenAI's, Ollama's and Anthropic's."""
+def api_routes(backend: Backend, library: Library, store: Store | None) -> list[BaseRoute]:
+    """The routes of OpenAI's, Ollama's and Anthropic's APIs, and the document of them."""
     models = Models(library, store)
-    return [
-        *openai.routes(backend, models),
-        *anthropic.routes(backend, models),
-        *ollama.routes(backend, models),
-    ]
+    found: list[BaseRoute] = []
+    for module in (openai, ollama, anthropic):
+        found += module.routes(backend, models)
+    return [*found, *openapi.routes(found)]

@@ -16,6 +16,7 @@ import uvicorn
 
 from kvant.engine.load import available_memory
 from kvant.errors import UsageError
+from kvant.registry import Store
 from kvant.server.app import AuditWatcher, build
 from kvant.server.audit import AuditLog
 from kvant.server.backend import ServingBackend

@@ -17,6 +17,14 @@ __all__ = ["Tool", "ToolMode", "ToolUse"]
 
 ToolMode: TypeAlias = Literal["auto", "none", "required", "named"]
 
+#: How llguidance writes it: nobody reads a call, and small models lose themselves in white space.
+_COMPACT = {
+    "x-guidance": {
+        "whitespace_pattern": "",
+        "item_separator": ", ",
+        "key_separator": ": ",
+    }
+}
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
 
 
@@ -88,7 +96,7 @@ class ToolUse:
         """What an answer that must call a tool looks like."""
         if self.mode == "named":
             chosen = next(t for t in self.tools if t.name == self.name)
-            return Constraint("json_schema", json.dumps(_arguments(chosen)))
+            return Constraint("json_schema", json.dumps({**_COMPACT, **_arguments(chosen)}))
         if self.mode != "required":
             return None
         place = "#/items/anyOf/{}/properties/arguments"
@@ -104,7 +112,8 @@ class ToolUse:
             }
             for i, tool in enumerate(self.tools)
         ]
-        schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": options}}
+        schema: dict[str, Any] = {**_COMPACT, "type": "array", "minItems": 1}
+        schema["items"] = {"anyOf": options}
         if not self.parallel:
             schema["maxItems"] = 1
         return Constraint("json_schema", json.dumps(schema))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -120,3 +122,11 @@ def test_the_real_model_finds_no_5xx_either(demo, only):
         case.validate_response(response, checks=[not_a_server_error])
 
     run()
+
+
+def test_the_page_is_what_the_classes_say():
+    place = Path(__file__).resolve().parents[2] / "scripts" / "api_page.py"
+    spec = importlib.util.spec_from_file_location("api_page", place)
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    assert page.PAGE.read_text() == page.text(), "run scripts/api_page.py"

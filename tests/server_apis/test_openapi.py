@@ -7,7 +7,6 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-import httpx
 import pytest
 from starlette.routing import Route
 
@@ -22,11 +21,11 @@ from hypothesis.errors import Unsatisfiable  # noqa: E402
 from schemathesis.checks import not_a_server_error  # noqa: E402
 from schemathesis.generation import GenerationMode  # noqa: E402
 
-EXAMPLES = 6
+EXAMPLES = 4
 
 
 def test_every_route_is_in_it(scripted):
-    found = httpx.get(f"{scripted.url}/openapi.json").json()
+    found = scripted.http.get("/openapi.json").json()
     served = {
         (method, route.path.replace(":path}", "}"))
         for module in (openai, ollama, anthropic)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,10 +15,12 @@ import numpy.typing as npt
 from kvant._core import KV_BLOCK
 from kvant.api.sampling_defaults import default_sampling
 from kvant.api.source import Source, named, open_source, threads_or_default, tokenizer_of
+from kvant.api.speculation import Speculate, speculator
 from kvant.checkpoint import Checkpoint, Pooling
 from kvant.checkpoint.pooling import POOLING_TYPES
 from kvant.engine import Engine, load_engine
 from kvant.engine.batch import Batch, Limits
+from kvant.engine.constrain import Constraint, Grammars
 from kvant.engine.generate import (
     BATCH,
     CHUNK,
@@ -29,6 +32,7 @@ from kvant.engine.generate import (
 from kvant.engine.load import KV_TYPES, KvTypeName
 from kvant.engine.results import Completion, Piece, collect
 from kvant.engine.sampling import Sampling
+from kvant.engine.speculative import Speculator
 from kvant.engine.stopping import StopStrings
 from kvant.errors import UnsupportedError, UsageError
 from kvant.tokenizer.chat import ChatRenderer
@@ -43,6 +47,7 @@ Message: TypeAlias = Mapping[str, Any]
 """A turn of a conversation: ``{"role": "user", "content": "..."}``, and what else its template
 reads."""
 Stop: TypeAlias = str | Sequence[str]
+Bound: TypeAlias = Constraint | Mapping[str, Any] | None
 
 
 def load(
@@ -51,6 +56,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     kv_type: KvTypeName = "f16",
+    speculate: Speculate = None,
 ) -> Model:
     """Load a model to run it.
 
@@ -62,6 +68,9 @@ def load(
             aside; texts that are written at once share it, and wait for each other where it does
             not suffice. By default what the model takes, or what half of the free memory holds.
         kv_type: how keys and values are kept: ``f16``, or ``q8_0`` for half the memory.
+        speculate: guess tokens and check several in one step, where that is faster: ``"ngram"``
+            takes what followed the same tokens before in the text; else a smaller model of the same
+            vocabulary. Texts are the same with and without.
 
     Raises:
         InputError: the model cannot be read, or has no tokenizer.
@@ -83,7 +92,10 @@ def load(
             checkpoint, threads=threads_or_default(threads), kv_tokens=context, kv_type=kv_type
         )
         tokenizer = building.result()
-    return Model(checkpoint, engine, tokenizer, context=context, local=local)
+    guesses = speculator(speculate, engine, tokenizer)
+    return Model(
+        checkpoint, engine, tokenizer, context=context, local=local, speculation=guesses
+    )
 
 
 class Model:
@@ -106,6 +118,7 @@ class Model:
         *,
         context: int | None = None,
         local: Local | None = None,
+        speculation: Speculator | None = None,
     ) -> None:
         self.local = local
         self.checkpoint = checkpoint
@@ -117,6 +130,8 @@ class Model:
             self.default_sampling = replace(self.default_sampling, **local.settings.sampling)
         self._engine: Engine | None = engine
         self._renderer: ChatRenderer | None = None
+        self._speculation = speculation
+        self._grammars = Grammars(tokenizer, engine.vocab_size)
 
     # ---- text --------------------------------------------------------------------------------
 
@@ -127,6 +142,7 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Stop = (),
+        constraint: Bound = None,
     ) -> Iterator[Piece]:
         """Continue ``prompt``; yields the text in pieces, as it is written.
 
@@ -136,12 +152,15 @@ class Model:
             max_tokens: most tokens to write; by default until the model stops or the context is
                 full.
             stop: strings that end the text; they are not part of it.
+            constraint: what the text must match: a `Constraint`, or a JSON schema as a dictionary.
+                Cut off by ``max_tokens`` it is the beginning of such a text.
 
         Raises:
             ContextError: the prompt does not fit in the context.
             UsageError: an argument makes no sense.
+            MissingExtraError: a constraint needs a package that is not installed.
         """
-        request = self._request(self._encode(prompt), sampling, max_tokens, stop)
+        request = self._request(self._encode(prompt), sampling, max_tokens, stop, constraint)
         return (piece for _, piece in self._generate([request]))
 
     @overload
@@ -152,6 +171,7 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Stop = (),
+        constraint: Bound = None,
     ) -> Completion: ...
 
     @overload
@@ -162,6 +182,7 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Stop = (),
+        constraint: Bound = None,
     ) -> list[Completion]: ...
 
     def generate(
@@ -171,6 +192,7 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Stop = (),
+        constraint: Bound = None,
     ) -> Completion | list[Completion]:
         """Continue one prompt, or many at once; as `stream`, but the whole texts.
 
@@ -180,7 +202,7 @@ class Model:
         alone = isinstance(prompts, str)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [self._encode(text) for text in texts]
-        requests = [self._request(i, sampling, max_tokens, stop) for i in ids]
+        requests = [self._request(i, sampling, max_tokens, stop, constraint) for i in ids]
         found = self._complete(requests)
         return found[0] if alone else found
 
@@ -189,7 +211,14 @@ class Model:
 
         It shares the cache with everything else this model does. One thread at a time.
         """
-        return Batch(self._running(), self.tokenizer, context=self.context, limits=limits)
+        return Batch(
+            self._running(),
+            self.tokenizer,
+            context=self.context,
+            limits=limits,
+            speculation=self._speculation,
+            grammars=self._grammars,
+        )
 
     # ---- chat --------------------------------------------------------------------------------
 
@@ -200,6 +229,7 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Stop = (),
+        constraint: Bound = None,
         **context: Any,
     ) -> Completion:
         """The model's answer to a conversation, by its chat template.
@@ -209,6 +239,7 @@ class Model:
             sampling: as in `stream`.
             max_tokens: as in `stream`.
             stop: as in `stream`.
+            constraint: as in `stream`.
             context: further values the template reads (``tools``, ``enable_thinking``, ...).
 
         Raises:
@@ -216,7 +247,8 @@ class Model:
             UsageError: the template does not take this conversation.
             ContextError: the conversation does not fit in the context.
         """
-        request = self._request(self._render(messages, context), sampling, max_tokens, stop)
+        ids = self._render(messages, context)
+        request = self._request(ids, sampling, max_tokens, stop, constraint)
         return self._complete([request])[0]
 
     def chat_stream(
@@ -226,11 +258,12 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Stop = (),
+        constraint: Bound = None,
         **context: Any,
     ) -> Iterator[Piece]:
         """As `chat`, in pieces. What was read of a conversation is kept for its next turn."""
         ids = self._render(messages, context)
-        request = self._request(ids, sampling, max_tokens, stop)
+        request = self._request(ids, sampling, max_tokens, stop, constraint)
         return (piece for _, piece in self._generate([request]))
 
     def require_chat_template(self) -> str:
@@ -368,7 +401,7 @@ class Model:
         """Give the memory back. The model is not used again."""
         if self._renderer is not None:
             self._renderer.close()
-        self._engine = self._renderer = None
+        self._engine = self._renderer = self._speculation = None
 
     def __enter__(self) -> Self:
         return self
@@ -417,6 +450,7 @@ class Model:
         sampling: Sampling | None,
         max_tokens: int | None,
         stop: Stop,
+        constraint: Bound,
     ) -> Request:
         if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
             raise UsageError(f"max_tokens should be a whole number from 1, got {max_tokens!r}.")
@@ -427,10 +461,22 @@ class Model:
             strings = strings or settings.stop
             max_tokens = max_tokens or settings.max_tokens
         StopStrings(strings)  # said now, not when the first piece is asked for
-        return Request(prompt, sampling or self.default_sampling, max_tokens, strings)
+        if isinstance(constraint, Mapping):
+            constraint = Constraint("json_schema", json.dumps(constraint))
+        if constraint is not None:
+            self._grammars.matcher(constraint)
+        chosen = sampling or self.default_sampling
+        return Request(prompt, chosen, max_tokens, strings, constraint=constraint)
 
     def _generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Piece]]:
-        return generate(self._running(), self.tokenizer, requests, context=self.context)
+        return generate(
+            self._running(),
+            self.tokenizer,
+            requests,
+            context=self.context,
+            speculation=self._speculation,
+            grammars=self._grammars,
+        )
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
         pieces: list[list[Piece]] = [[] for _ in requests]

@@ -6,15 +6,17 @@ import argparse
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvant.cli import chat, show
 from kvant.cli.meter import Meter
 from kvant.cli.options import Commands, positive
-from kvant.errors import UsageError
+from kvant.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from kvant.api.model import Model
+    from kvant.engine.constrain import Constraint
     from kvant.engine.sampling import Sampling
 
 __all__ = ["add"]
@@ -75,6 +77,16 @@ def add(commands: Commands) -> None:
     sampling.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
     )
+    bound = parser.add_argument_group("what the text must match").add_mutually_exclusive_group()
+    bound.add_argument("--json-schema", metavar="FILE", help="JSON that fits this schema")
+    bound.add_argument("--regex", metavar="RE", help="this regular expression, as a whole")
+    bound.add_argument("--grammar", metavar="FILE", help="this grammar, in Lark's form")
+    parser.add_argument(
+        "--speculate",
+        metavar="ngram|MODEL",
+        help="guess tokens where that is faster, from the text itself or by a smaller model of the "
+        "same vocabulary; the text stays the same",
+    )
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="processors to use (default: all)"
     )
@@ -98,6 +110,7 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments)
     _check(arguments, prompt)
+    constraint = _constraint(arguments)
     from kvant.api.model import load
 
     name = _present(arguments.model, offline=arguments.offline)
@@ -107,6 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         context=arguments.context,
         kv_type=arguments.kv,
+        speculate=arguments.speculate,
     ) as model:
         loaded = time.perf_counter() - start
         if arguments.verbose:
@@ -115,6 +129,7 @@ def _run(arguments: argparse.Namespace) -> int:
             "sampling": _sampling(arguments, model.default_sampling),
             "max_tokens": arguments.max_tokens,
             "stop": arguments.stop,
+            "constraint": constraint,
         }
         if prompt is None:
             return chat.talk(
@@ -186,6 +201,25 @@ def _check(arguments: argparse.Namespace, prompt: str | None) -> None:
         raise UsageError("--system is part of a chat template; add --chat to answer by it.")
     if arguments.json and prompt is None:
         raise UsageError("--json prints one answer; give a PROMPT.")
+
+
+def _constraint(arguments: argparse.Namespace) -> Constraint | None:
+    """What the text must match, if anything."""
+    from kvant.engine.constrain import Constraint
+
+    if arguments.json_schema is not None:
+        return Constraint("json_schema", _text(arguments.json_schema))
+    if arguments.grammar is not None:
+        return Constraint("grammar", _text(arguments.grammar))
+    return None if arguments.regex is None else Constraint("regex", arguments.regex)
+
+
+def _text(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InputError(f"{name}: cannot be read as text: {why}. Name a text file.") from None
 
 
 def _sampling(arguments: argparse.Namespace, default: Sampling) -> Sampling:

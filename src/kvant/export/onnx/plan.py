@@ -17,10 +17,13 @@ from kvant.export.onnx.weights import BlockRows, Job
 from kvant.graph.ops import Moe, run
 from kvant.packing.groups import Groups
 
-__all__ = ["OnnxPlan", "TENSORS_KEY", "plan_onnx", "refuse_unsupported"]
+__all__ = ["COLUMNS_KEY", "TENSORS_KEY", "OnnxPlan", "plan_onnx", "refuse_unsupported"]
 
 TENSORS_KEY = "kvant.tensors"
 """Metadata of the graph: a JSON object, canonical name of a weight to its level or float type."""
+
+COLUMNS_KEY = "kvant.columns"
+"""The same, a JSON list: names of weights that lie [inputs, outputs]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,11 @@ def plan_onnx(
         name: grids[name].name if name in grids else {"FLOAT": "float32"}.get(kind, "float16")
         for name in checkpoint.weights
     }
-    metadata = {TENSORS_KEY: levels, "kvant.architecture": checkpoint.architecture.name}
+    metadata = {
+        TENSORS_KEY: levels,
+        COLUMNS_KEY: sorted(job.name for job in jobs if job.columnwise),
+        "kvant.architecture": checkpoint.architecture.name,
+    }
     model = builder.finished(checkpoint.info.name, metadata)
     return OnnxPlan(checkpoint, model, jobs, builder.size, levels, standard, kind)
 

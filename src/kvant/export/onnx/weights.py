@@ -52,6 +52,11 @@ class Job(ABC):
     name: str
 
     @property
+    def columnwise(self) -> bool:
+        """Whether it lies [inputs, outputs]."""
+        return False
+
+    @property
     @abstractmethod
     def elements(self) -> int:
         """Numbers in all, for progress."""
@@ -73,6 +78,11 @@ class FloatRows(Job):
     weight: Weight
     blob: Blob
     transposed: bool = False
+
+    @property
+    def columnwise(self) -> bool:
+        """See the base."""
+        return self.transposed
 
     @property
     def elements(self) -> int:
@@ -110,6 +120,11 @@ class BlockRows(Job):
     scales: Blob
     zeros: Blob | None
     importance: Floats | None = None
+
+    @property
+    def columnwise(self) -> bool:
+        """See the base."""
+        return self.layout == "columns"
 
     @property
     def elements(self) -> int:

@@ -77,7 +77,10 @@ class TargetOptions:
         max_memory: most bytes for hidden states and buffers, where the target has a choice.
         split_size: bytes a weights file may hold before the next is begun; None for the target's
             own.
+        verify: read back what was written and compare it with the source before it appears; the
+            result's notes say what was found, and by which bound.
         force: replace an existing folder.
+        dry_run: decide everything, write nothing.
         progress: see `Progress`.
         settings: what only one target knows, by name; a target refuses names it does not know.
     """
@@ -89,7 +92,9 @@ class TargetOptions:
     threads: int = 1
     max_memory: int | None = None
     split_size: int | None = None
+    verify: bool = True
     force: bool = False
+    dry_run: bool = False
     progress: Progress | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
 
@@ -110,7 +115,7 @@ class TargetResult:
     """A folder that was written.
 
     ``files`` are all of it, ``nbytes`` their sizes together, ``bits_per_weight`` those of the
-    weights alone; ``notes`` are sentences a user should read.
+    weights alone; ``notes`` are sentences a user should read. ``seconds`` is None for a dry run.
     """
 
     path: Path
@@ -119,7 +124,7 @@ class TargetResult:
     bits_per_weight: float
     tensors: tuple[TensorLevel, ...]
     notes: tuple[str, ...]
-    seconds: float
+    seconds: float | None
 
 
 class Target(Protocol):

@@ -83,7 +83,7 @@ def main() -> int:
 
 def _measure(arguments: argparse.Namespace, work: Path, report: Report) -> list[tuple[str, ...]]:
     from kvant import quantize
-    from kvant.api import convert
+    from kvant.api.conversion import convert
     from kvant.api.measurement import corpus_of, read_text
     from kvant.api.source import open_source, tokenizer_of
     from kvant.evaluation import kld_difference
@@ -164,7 +164,9 @@ def _peer(work: Path, method: str, block: int) -> tuple[Path, int]:
     out = work / f"ort-{method}-{block}" / "model.onnx"
     out.parent.mkdir()
     large = [t for t in model.graph.initializer if len(t.dims) >= 2 and "rope" not in t.name]
-    tied = {n for node in model.graph.node if node.op_type == "GatherBlockQuantized" for n in node.input}
+    tied = {
+        n for node in model.graph.node if node.op_type == "GatherBlockQuantized" for n in node.input
+    }
     nbytes = sum(len(t.raw_data) for t in large if t.name not in tied)
     onnx.save(model, str(out), save_as_external_data=True)
     return out, nbytes

@@ -10,14 +10,16 @@
     emit.py      the fold: what all graphs share
     fused.py     with ONNX Runtime's own operators (the default)
     standard.py  with operators of the standard alone (``--standard-ops``)
+    plan.py      graph, layout and jobs of a folder
     stream.py    runs of rows on several threads, in bounded memory
-    sidecar.py   genai_config.json, tokenizer files
+    sidecar.py   genai_config.json
+    verify.py    what was written, compared with the source
     read.py      what a folder's weights stand for: the dequantised reference
 
 What a folder takes and gives (runtimes need nothing else):
 
-- a decoder: ``input_ids`` int64 [batch, sequence]; ``attention_mask`` int64 [batch, past + sequence],
-  ones; ``past_key_values.{i}.key`` and ``.value`` [batch, kv heads, past, head size] of float32, or
+- a decoder: ``input_ids`` int64 [batch, sequence]; ``attention_mask`` int64 [batch, past +
+  sequence], ones; ``past_key_values.{i}.key`` and ``.value`` [batch, kv heads, past, head size] of float32, or
   float16 in a float16 model (past is 0 at first). Gives ``logits`` float32 [batch, sequence,
   vocabulary] and ``present.{i}.key``, ``.value`` [batch, kv heads, past + sequence, head size].
   Positions follow from the mask.

@@ -150,9 +150,10 @@ class Emitter(Fold[Term]):
             zeros = blob(f"{name}.zeros", "UINT8", shape, rows * width) if asymmetric else None
         else:
             self.b.int2 |= g.bits == 2
-            turn = slice(None, None, -1) if layout == "columns" else slice(None)
             kind = f"{'U' if asymmetric else ''}INT{g.bits}"
-            whole, parts = (rows, columns)[turn], (rows, count)[turn]
+            whole, parts = (rows, columns), (rows, count)
+            if layout == "columns":
+                whole, parts = whole[::-1], parts[::-1]
             codes = blob(f"{name}.codes", kind, whole, nbytes_of(whole, g.bits))
             scales = blob(f"{name}.scales", "FLOAT16", parts, rows * count * 2)
             zeros = None
@@ -297,7 +298,9 @@ class Emitter(Fold[Term]):
     def soft_cap(self, op: SoftCap, x: Term) -> Term:
         """``cap tanh(x / cap)``."""
         cap = self.number(op.cap)
-        inner = self.b.node("Tanh", [self.b.node("Div", [self.name(x), cap], "part_of_cap")], "tanh")
+        inner = self.b.node(
+            "Tanh", [self.b.node("Div", [self.name(x), cap], "part_of_cap")], "tanh"
+        )
         return self.value(self.b.node("Mul", [inner, cap], "capped"), x.width)
 
     def moe(self, op: Moe, x: Term) -> Term:
@@ -312,7 +315,8 @@ class Emitter(Fold[Term]):
 
     def turns(self, op: Rope) -> tuple[str, str]:
         """Names of cosines and sines by position, [positions, turned / 2]."""
-        key = "rope " + repr((op.theta, op.linear, op.factors, op.turned, op.magnitude, op.original))
+        said = (op.theta, op.linear, op.factors, op.turned, op.magnitude, op.long_factors)
+        key = f"rope {said} {op.original}"
         known = self.once(key)
         if known is not None:
             cos, sin = known.split("\n")

@@ -5,6 +5,8 @@ Source: docs/ContribOperators.md of ONNX Runtime, and the graphs its own exporte
 
 from __future__ import annotations
 
+from typing import Any
+
 from kvant.export.onnx.emit import Emitter, Term
 from kvant.graph.ir import WeightRef
 from kvant.graph.ops import Add, Attention, LayerNorm, Linear, RmsNorm, Rope, Slice
@@ -112,7 +114,7 @@ class Fused(Emitter):
         if rope is not None:
             inputs += self.turns(rope)
         outputs = [self.b.fresh("attended"), *self.present(op)]
-        attributes = {} if not op.soft_cap else {"softcap": op.soft_cap}
+        attributes: dict[str, Any] = {"softcap": op.soft_cap} if op.soft_cap else {}
         y = self.b.node(
             "GroupQueryAttention",
             inputs,
@@ -176,9 +178,7 @@ class Fused(Emitter):
         b = self.b
         counted = b.node("ReduceSum", ["attention_mask", b.constant([1])], "tokens", keepdims=0)
         less = b.node("Sub", [counted, b.constant(1)], "last_token")
-        return str(
-            self.once("lengths", b.node("Cast", [less], "lengths", to=b.type_of("INT32")))
-        )
+        return str(self.once("lengths", b.node("Cast", [less], "lengths", to=b.type_of("INT32"))))
 
     def _total(self) -> str:
         """Tokens of the longest text: int32 []."""
@@ -193,7 +193,6 @@ class Fused(Emitter):
         """From the mask's length."""
         bound = self.b.constant(length, "int32")
         return self.b.node("Greater", [self._total(), bound], "is_long")
-
 
 
 def _waits_to_be_summed(x: Term) -> bool:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from kvant.errors import UsageError
+from kvant.export.overrides import Overrides
 from kvant.export.target import Level
 from kvant.graph.ir import Trace
 from kvant.graph.ops import Embedding, Linear
-from kvant.packing.groups import Groups
+from kvant.packing.groups import Groups, Zero
 from kvant.packing.spec import PrecisionClass
 
 __all__ = ["GROUPS", "LEVELS", "assigned", "bits_per_weight", "grid"]
@@ -38,7 +38,7 @@ def grid(name: str) -> Groups:
     found = _NAME.fullmatch(_BARE.get(name, name))
     if found is None:
         raise ValueError(f"no level {name!r}")
-    zero = "middle" if found[3] else "integer"
+    zero: Zero = "middle" if found[3] else "integer"
     return Groups(found[0], int(found[1]), int(found[2]), zero, "F16")
 
 
@@ -65,12 +65,6 @@ LEVELS: tuple[Level, ...] = tuple(
 _BY_NAME = {level.name: level for level in LEVELS}
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    pattern: re.Pattern[str]
-    level: str | None
-
-
 def assigned(
     graph: Trace, level: str | None, overrides: Sequence[str] = ()
 ) -> tuple[Mapping[str, Groups], tuple[str, ...]]:
@@ -87,29 +81,24 @@ def assigned(
     Raises:
         UsageError: an override that cannot be read, names no level, or suits no tensor.
     """
-    rules = [_rule(text) for text in overrides]
-    used = [False] * len(rules)
+    if level is None and overrides:
+        raise UsageError("--tensor is for quantised models; give a level, too.")
+    rules = Overrides.parse(overrides, (*_BY_NAME, "float"))
     found: dict[str, Groups] = {}
     lifted = False
     for node in graph.nodes:
         if not isinstance(node.op, (Linear, Embedding)):
             continue
         name = node.op.weight.name
-        chosen = level
-        for i, rule in enumerate(rules):
-            if rule.pattern.fullmatch(name):
-                chosen, used[i] = rule.level, True
-                break
-        if chosen is None:
+        chosen = rules.find(name) or level
+        if chosen is None or chosen == "float":
             continue
         g = grid(chosen)
         if isinstance(node.op, Embedding) and g.bits == 2:
             g, lifted = grid(f"int4-g{max(g.block, 32)}"), True
         if name not in found:
             found[name] = _fitting(g, node.op.weight.shape[-1])
-    for text, hit in zip(overrides, used, strict=True):
-        if not hit:
-            raise UsageError(f"No tensor is called as {text!r} says. Names are as in `kvant show`.")
+    rules.refuse_unused()
     notes = ("The embedding has four bits: no operator looks up rows of two.",) if lifted else ()
     return found, notes
 
@@ -121,17 +110,3 @@ def _fitting(g: Groups, columns: int) -> Groups:
         block //= 2
     name = f"int{g.bits}-g{block}{'-sym' if g.zero == 'middle' else ''}"
     return g if block == g.block else grid(name)
-
-
-def _rule(text: str) -> _Rule:
-    pattern, equals, level = text.rpartition("=")
-    if not equals or (level not in _BY_NAME and level != "float"):
-        raise UsageError(
-            f"An override should be REGEX=LEVEL with a level such as int8-g32 or float, got "
-            f"{text!r}."
-        )
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"{pattern!r} is no regular expression: {error}.") from None
-    return _Rule(compiled, None if level == "float" else level)

@@ -35,6 +35,7 @@ class OnnxPlan:
     jobs: tuple[Job, ...]
     data_size: int
     levels: Mapping[str, str]
+    grids: Mapping[str, Groups]
     standard: bool
     kind: FloatType
 
@@ -97,7 +98,7 @@ def plan_onnx(
         "kvant.architecture": checkpoint.architecture.name,
     }
     model = builder.finished(checkpoint.info.name, metadata)
-    return OnnxPlan(checkpoint, model, jobs, builder.size, levels, standard, kind)
+    return OnnxPlan(checkpoint, model, jobs, builder.size, levels, grids, standard, kind)
 
 
 def _weighed(job: Job, importance: Importance | None) -> Job:

@@ -30,8 +30,7 @@ from kvant.packing.types import BY_NAME
 __all__ = ["dequantised"]
 
 Floats = npt.NDArray[np.float32]
-_BITS = {"UINT8": 8, "INT8": 8, "UINT4": 4, "INT4": 4, "UINT2": 2, "INT2": 2}
-_FLOATS = {"FLOAT": np.dtype("<f4"), "FLOAT16": np.dtype("<f2")}
+_FLOATS: dict[str, np.dtype[Any]] = {"FLOAT": np.dtype("<f4"), "FLOAT16": np.dtype("<f2")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,26 +93,29 @@ def _tensor(
     places: Mapping[str, _Place],
     data: Path,
 ) -> DecodedTensor:
-    common: tuple[Any, ...] = (name, BY_NAME["F32"], shape, data, 0, level)
+    common: dict[str, Any] = {"name": name, "type": BY_NAME["F32"], "shape": shape, "path": data}
+    common |= {"offset": 0, "origin": level, "columnwise": columnwise}
     if name in places:
-        return _FloatTensor(*common, places[name], columnwise)
+        return _FloatTensor(**common, place=places[name])
     parts = [places.get(f"{name}.{part}") for part in ("codes", "scales", "zeros")]
     codes, scales, zeros = parts
     if codes is None or scales is None:
         raise FileFormatError(f"{data.parent}: weight {name!r} is missing. Write it again.")
-    return _BlockTensor(*common, grid(level), codes, scales, zeros, columnwise)
+    return _BlockTensor(**common, grid=grid(level), codes=codes, scales=scales, zeros=zeros)
 
 
 @dataclass(frozen=True, slots=True)
 class _FloatTensor(DecodedTensor):
     place: _Place
-    transposed: bool
+    columnwise: bool
 
     def decode(self, start: int, stop: int) -> Floats:
         """See the base."""
         kind = _FLOATS[self.place.kind]
-        values = np.memmap(self.path, kind, "r", self.place.offset, (self.elements,))
-        if self.transposed:
+        values: npt.NDArray[Any] = np.memmap(
+            self.path, kind, "r", self.place.offset, (self.elements,)
+        )
+        if self.columnwise:
             found = values.reshape(self.shape[1], self.shape[0])[:, start:stop].T
         else:
             found = values.reshape(self.rows, self.row_length)[start:stop]
@@ -164,8 +166,11 @@ class _BlockTensor(DecodedTensor):
         bits, total = self.grid.bits, self.rows * width
         data = self._map(place, "u1", -(-total * bits // 8))
         if self.columnwise:
-            whole = unpacked(np.ascontiguousarray(data), bits, total)
-            return np.ascontiguousarray(whole.reshape(width, self.rows)[:, start:stop].T)
+            each, first = self.rows * bits // 8, start * bits // 8
+            part = data.reshape(width, each)[:, first : -(-stop * bits // 8)]
+            skip = start - first * 8 // bits
+            found = unpacked(np.ascontiguousarray(part), bits, part.shape[1] * 8 // bits)
+            return np.ascontiguousarray(found[:, skip : skip + stop - start].T)
         first, last = start * width * bits // 8, -(-stop * width * bits // 8)
         skip = start * width - first * 8 // bits
         part = unpacked(np.ascontiguousarray(data[first:last]), bits, (last - first) * 8 // bits)

@@ -6,6 +6,8 @@ a cache was clarified only after opset 23.
 
 from __future__ import annotations
 
+from typing import Any
+
 from kvant.export.onnx.emit import Emitter, Term
 from kvant.export.onnx.weights import BlockRows, Layout
 from kvant.graph.ir import WeightRef
@@ -67,7 +69,7 @@ class Standard(Emitter):
     def attention(self, op: Attention, query: Term, key: Term, value: Term) -> Term:
         """Attention, with a mask of truth values [batch, 1, queries, keys]."""
         names = [self.name(query), self.name(key), self.name(value)]
-        attributes = {"softcap": op.soft_cap} if op.soft_cap else {}
+        attributes: dict[str, Any] = {"softcap": op.soft_cap} if op.soft_cap else {}
         outputs = [self.b.fresh("attended")]
         if op.causal:
             names += [self._seen(op.window), *self.past(op)]

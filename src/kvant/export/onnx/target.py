@@ -10,15 +10,17 @@ import numpy as np
 
 from kvant.checkpoint import Checkpoint
 from kvant.errors import UnsupportedError, UsageError
-from kvant.export.onnx.folder import new_folder, refuse_folder
+from kvant.export.folder import refuse_source
 from kvant.export.onnx.levels import LEVELS, assigned
 from kvant.export.onnx.model import DATA_FILE, MODEL_FILE
-from kvant.export.onnx.plan import OnnxPlan, plan_onnx
+from kvant.export.onnx.plan import OnnxPlan, plan_onnx, refuse_unsupported
 from kvant.export.onnx.sidecar import sidecar_files
 from kvant.export.onnx.stream import stream
+from kvant.export.onnx.verify import check_onnx
 from kvant.export.onnx.weights import BlockRows, Job
 from kvant.export.target import Level, TargetOptions, TargetResult, TensorLevel, find_level
-from kvant.files.atomic import AtomicFile, write_atomic
+from kvant.files.atomic import AtomicFile
+from kvant.files.atomic_folder import AtomicFolder
 from kvant.packing.groups import Groups
 
 __all__ = ["TARGET", "OnnxTarget"]
@@ -41,24 +43,26 @@ class OnnxTarget:
         """See `Target.write`; without a dtype everything that is not quantised is float32."""
         started = time.perf_counter()
         plan, notes = self.plan(checkpoint, level, options)
-        refuse_folder(out, checkpoint.files, force=options.force)
+        refuse_source(checkpoint, out)
         files, more = sidecar_files(checkpoint, standard=plan.standard)
-        with new_folder(out, force=options.force) as folder:
-            with AtomicFile(folder / DATA_FILE, size=plan.data_size) as data:
-                _fill(plan, data, options)
-            write_atomic(folder / MODEL_FILE, plan.model)
+        files[MODEL_FILE] = plan.model
+        notes = (*checkpoint.notes, *notes, *more)
+        size = plan.data_size + sum(map(len, files.values()))
+        names = (DATA_FILE, *files)
+        if options.dry_run:
+            return _result(out, plan, names, size, notes, None)
+        with AtomicFolder(out, force=options.force, size=size) as folder:
+            _fill(plan, folder.open(DATA_FILE), options)
             for name, content in files.items():
-                write_atomic(folder / name, content)
-        paths = tuple(sorted(path for path in out.iterdir() if path.is_file()))
-        return TargetResult(
-            path=out,
-            files=paths,
-            nbytes=sum(path.stat().st_size for path in paths),
-            bits_per_weight=8 * sum(map(_nbytes, plan.jobs)) / checkpoint.parameters,
-            tensors=tuple(_tensor(job, plan) for job in plan.jobs if hasattr(job, "weight")),
-            notes=(*notes, *more),
-            seconds=time.perf_counter() - started,
-        )
+                folder.write(name, content)
+            if options.verify:
+                folder.finish_files()
+                kind = "float16" if plan.kind == "FLOAT16" else "float32"
+                said = check_onnx(
+                    checkpoint, folder.work, plan.grids, kind, threads=options.threads
+                )
+                notes = (*notes, said)
+        return _result(out, plan, names, size, notes, time.perf_counter() - started)
 
     def plan(
         self, checkpoint: Checkpoint, level: str | None, options: TargetOptions
@@ -67,15 +71,18 @@ class OnnxTarget:
         settings = dict(options.settings)
         standard = bool(settings.pop("standard_ops", False))
         if settings:
-            raise UsageError(f"Target onnx knows no setting {next(iter(settings))!r}.")
+            raise UsageError(
+                f"Target onnx has no setting {next(iter(settings))!r}; it knows standard-ops."
+            )
         if options.dtype not in _KINDS:
             raise UnsupportedError(
-                f"ONNX models of {options.dtype} have no kernels on processors; use --dtype "
-                "float32 or float16."
+                f"ONNX models of {options.dtype} have no kernels on processors; use --dtype f32 "
+                "or f16."
             )
         if options.split_size is not None:
             raise UsageError("Target onnx writes one data file; leave --split-size away.")
         chosen = None if level is None else find_level(self, level).name
+        refuse_unsupported(checkpoint)
         grids, notes = assigned(checkpoint.graph, chosen, options.overrides)
         plan = plan_onnx(
             checkpoint,
@@ -87,13 +94,37 @@ class OnnxTarget:
         return plan, notes
 
 
+def _result(
+    out: Path,
+    plan: OnnxPlan,
+    names: Sequence[str],
+    size: int,
+    notes: Sequence[str],
+    seconds: float | None,
+) -> TargetResult:
+    return TargetResult(
+        path=out,
+        files=tuple(out / name for name in sorted(names)),
+        nbytes=size,
+        bits_per_weight=8 * sum(map(_nbytes, plan.jobs)) / plan.checkpoint.parameters,
+        tensors=tuple(_tensor(job, plan) for job in plan.jobs if hasattr(job, "weight")),
+        notes=tuple(notes),
+        seconds=seconds,
+    )
+
+
 def _fill(plan: OnnxPlan, data: AtomicFile, options: TargetOptions) -> None:
     """All weights: first what is chosen layer by layer, then everything else."""
     jobs = {job.name: job for job in plan.jobs}
     total = sum(job.elements for job in plan.jobs)
     done = 0
     if options.layerwise is not None:
-        linears = {n: j for n, j in jobs.items() if isinstance(j, BlockRows)}
+        # Whoever goes through columns block by block needs whole ones.
+        linears = {
+            n: j
+            for n, j in jobs.items()
+            if isinstance(j, BlockRows) and j.weight.stored.row_length % j.grid.block == 0
+        }
         grids: dict[str, Groups] = {n: j.grid for n, j in linears.items()}
         for name, found in options.layerwise(grids):
             job = linears[name]

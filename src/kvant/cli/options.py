@@ -5,9 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-__all__ = ["Commands", "add_output", "byte_size", "positive", "without_matrices"]
+if TYPE_CHECKING:
+    from kvant.runtimes import RunnerChoice
+
+__all__ = [
+    "Commands",
+    "add_output",
+    "add_runner",
+    "byte_size",
+    "positive",
+    "runner_choice",
+    "without_matrices",
+]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -77,3 +89,45 @@ def add_output(parser: argparse.ArgumentParser, **overrides: Any) -> None:
         "--dry-run", action="store_true", help="show every tensor's packing, write nothing"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def add_runner(parser: argparse.ArgumentParser) -> None:
+    """The option that says what runs a model."""
+    parser.add_argument(
+        "--runner",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="what runs the models: native, reference, onnxruntime, mlx, llama.cpp; or a format's: "
+        "FORMAT=NAME, repeatable, with gguf, hf, onnx, mlx, vllm (default: the usual one of each)",
+    )
+
+
+def runner_choice(given: Sequence[str]) -> RunnerChoice:
+    """What ``--runner`` says.
+
+    Raises:
+        UsageError: there is no such runner or format, or several are given for all models.
+    """
+    from kvant.checkpoint.kind import FORMAT_NAMES
+    from kvant.errors import UsageError
+    from kvant.runtimes.choice import check_choice
+
+    chosen: dict[Any, Any] = {}
+    for text in given:
+        left, equals, right = text.partition("=")
+        name = right if equals else left
+        check_choice(name)
+        if not equals:
+            if len(given) > 1:
+                raise UsageError(
+                    f"--runner {name} is for all models; give nothing beside it, or FORMAT=NAME "
+                    "for each format."
+                )
+            return cast("RunnerChoice", name)
+        if left not in FORMAT_NAMES:
+            raise UsageError(
+                f"There is no format {left!r}; choose one of {', '.join(FORMAT_NAMES)}."
+            )
+        chosen[left] = name
+    return chosen or None

@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from kvant.cli import show
-from kvant.cli.options import Commands, add_runner, positive, runner_choice
+from kvant.cli.options import Commands, positive
+from kvant.cli.runners import add_runner, runner_choice
 from kvant.errors import UsageError
 
 if TYPE_CHECKING:

@@ -6,18 +6,17 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    from kvant.runtimes import RunnerChoice
+from kvant.errors import UsageError
 
 __all__ = [
     "Commands",
     "add_output",
-    "add_runner",
+    "add_target",
     "byte_size",
     "positive",
-    "runner_choice",
+    "target_settings",
     "without_matrices",
 ]
 
@@ -58,6 +57,45 @@ def positive(text: str) -> int:
     return value
 
 
+def add_target(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Options of commands that write for other runtimes too."""
+    parser.add_argument(
+        "--to",
+        default="gguf",
+        type=str.lower,
+        choices=("gguf", *names),
+        help="what to write: a GGUF file, or a folder for another runtime (default: gguf)",
+    )
+    parser.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="with --to: do not read back what was written and compare it with SRC",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="with --to: a setting that only this target has; may be given several times",
+    )
+
+
+def target_settings(texts: Sequence[str]) -> dict[str, object]:
+    """``NAME=VALUE`` texts as settings; a name alone is true.
+
+    Raises:
+        UsageError: a text without a name.
+    """
+    found: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name:
+            raise UsageError(f"--set {text!r}: expected NAME=VALUE.")
+        found[name.replace("-", "_")] = value if equals else True
+    return found
+
+
 def add_output(parser: argparse.ArgumentParser, **overrides: Any) -> None:
     """Options of commands that write a model file."""
     parser.add_argument(
@@ -89,45 +127,3 @@ def add_output(parser: argparse.ArgumentParser, **overrides: Any) -> None:
         "--dry-run", action="store_true", help="show every tensor's packing, write nothing"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-
-
-def add_runner(parser: argparse.ArgumentParser) -> None:
-    """The option that says what runs a model."""
-    parser.add_argument(
-        "--runner",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="what runs the models: native, reference, onnxruntime, mlx, llama.cpp; or a format's: "
-        "FORMAT=NAME, repeatable, with gguf, hf, onnx, mlx, vllm (default: the usual one of each)",
-    )
-
-
-def runner_choice(given: Sequence[str]) -> RunnerChoice:
-    """What ``--runner`` says.
-
-    Raises:
-        UsageError: there is no such runner or format, or several are given for all models.
-    """
-    from kvant.checkpoint.kind import FORMAT_NAMES
-    from kvant.errors import UsageError
-    from kvant.runtimes.choice import check_choice
-
-    chosen: dict[Any, Any] = {}
-    for text in given:
-        left, equals, right = text.partition("=")
-        name = right if equals else left
-        check_choice(name)
-        if not equals:
-            if len(given) > 1:
-                raise UsageError(
-                    f"--runner {name} is for all models; give nothing beside it, or FORMAT=NAME "
-                    "for each format."
-                )
-            return cast("RunnerChoice", name)
-        if left not in FORMAT_NAMES:
-            raise UsageError(
-                f"There is no format {left!r}; choose one of {', '.join(FORMAT_NAMES)}."
-            )
-        chosen[left] = name
-    return chosen or None

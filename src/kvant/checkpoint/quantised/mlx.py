@@ -16,12 +16,12 @@ import numpy.typing as npt
 from kvant.checkpoint.quantised.parts import FLOATS, Module, modules_with, unsupported
 from kvant.errors import FileFormatError
 from kvant.files.decoded import DecodedTensor
-from kvant.files.raw import RawTensor, e4m3_values, e8m0_values, unpacked
+from kvant.files.raw import RawTensor, unpacked
+from kvant.packing.small_floats import E2M1, E4M3, E8M0
 from kvant.packing.types import BY_NAME
 
 __all__ = ["mlx"]
 
-_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 #: Mode to bits, group and dtype of the scales.
 _FLOAT_MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 
@@ -50,10 +50,10 @@ class _Mlx(DecodedTensor):
                 bias = np.repeat(self.biases.rows(start, stop).astype(np.float32), self.group, 1)
                 return np.asarray(q * scale + bias, np.float32)
             case "mxfp8":
-                values, table = e4m3_values()[codes], e8m0_values()
+                values, table = E4M3[codes], E8M0
             case _:
-                values = np.concatenate([_E2M1, -_E2M1])[codes]
-                table = e8m0_values() if self.mode == "mxfp4" else e4m3_values()
+                values = E2M1[codes]
+                table = E8M0 if self.mode == "mxfp4" else E4M3
         return np.asarray(values * np.repeat(table[scales], self.group, 1), np.float32)
 
 

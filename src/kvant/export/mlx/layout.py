@@ -57,11 +57,11 @@ def stored_scales(grid: Groups, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Scales [rows, groups] as a file has them."""
     match grid.scale:
         case "BF16":
-            return float_to_bf16(values).astype("<u2")
+            return np.asarray(float_to_bf16(values).astype("<u2"))
         case "F16":
-            return values.astype("<f2")
+            return np.asarray(values.astype("<f2"))
         case "E4M3":
-            return nearest_e4m3(values)
+            return np.asarray(nearest_e4m3(values))
         case "E8M0":
-            return (np.frexp(values)[1] + 126).astype(np.uint8)
-    return values.astype("<f4")
+            return np.asarray(np.frexp(values)[1] + 126).astype(np.uint8)
+    return np.asarray(values.astype("<f4"))

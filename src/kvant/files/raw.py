@@ -79,6 +79,11 @@ class RawTensor:
         return self.shape[0] if self.shape else 1
 
     @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * np.dtype(_DTYPES[self.dtype]).itemsize
+
+    @property
     def _row(self) -> int:
         return math.prod(self.shape[1:])
 

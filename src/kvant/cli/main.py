@@ -25,6 +25,7 @@ from kvant.cli import (
     evaluate,
     formats,
     inspect,
+    optimize,
     quantize,
     recommend,
     run,
@@ -38,7 +39,7 @@ __all__ = ["main"]
 
 _COMMANDS = (
     *(demo, run, formats, inspect, convert),
-    *(calibrate, quantize, tune, evaluate, bench, verify),
+    *(calibrate, quantize, optimize, tune, evaluate, bench, verify),
     *(recommend, devices, doctor),
 )
 

@@ -1,5 +1,4 @@
-"""``kvant quantize``: a checkpoint becomes a quantised GGUF file, or another runtime's folder; an ONNX
-model one of its kind."""
+"""``kvant quantize``: a checkpoint becomes a quantised file or folder, an ONNX model one of its kind."""
 
 from __future__ import annotations
 

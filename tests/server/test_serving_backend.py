@@ -26,7 +26,7 @@ from kvant.server.jobs import (
     Job,
     ModelNotFoundError,
 )
-from kvant.server.library import Library, defaults_of
+from kvant.server.library import Library
 from kvant.server.scope import Principal, Scope
 from kvant.server.settings import Settings
 
@@ -310,7 +310,7 @@ def test_names(tmp_path: Path) -> None:
     model = tmp_path / "tiny.gguf"
     model.write_bytes(b"")
     library = Library((str(model), f"again={model}"))
-    assert library.names() == ["again", "demo", "tiny"]
+    assert library.own() == ["again", "demo", "tiny"]
     assert library.resolve("tiny:latest").path == model
     with pytest.raises(UsageError, match="Two models"):
         Library((str(model), str(model)))
@@ -319,13 +319,3 @@ def test_names(tmp_path: Path) -> None:
     for name in (str(model), "/etc/passwd", "~/x", "a/../b", "", "x\ny", "a" * 1000):
         with pytest.raises(ModelNotFoundError):
             library.resolve(name)
-
-
-def test_parameters_of_a_modelfile() -> None:
-    found = defaults_of(
-        {"num_ctx": 4096, "repeat_penalty": 1.1, "stop": "END", "num_predict": -1, "mirostat": 2}
-    )
-    assert found.context == 4096
-    assert found.sampling == {"repetition_penalty": 1.1}
-    assert found.stop == ("END",)
-    assert found.max_tokens is None

@@ -1,4 +1,4 @@
-"""Two backends for tests: the built-in model in this process, and one that says given texts."""
+"""Two backends for tests, the real one and one that says given texts, and a list of models."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
-from typing import Any
 
 import kvant
-from kvant.engine.results import FinishReason, Piece
+from kvant.engine.results import FinishReason
 from kvant.engine.sampling import TokenLogprob
+from kvant.server.backend import Running, ServingBackend
 from kvant.server.catalogue import Details, Entry, NewModel, Progress, Report, Shown
 from kvant.server.jobs import (
     Delta,
@@ -23,140 +23,32 @@ from kvant.server.jobs import (
     ModelNotFoundError,
     Timings,
 )
-from kvant.tokenizer.chat import render
-
-END = object()
 
 
-class InProcessAnswer:
-    """An answer written by a thread."""
+class Recorder:
+    """The real backend, and what was asked of it."""
 
-    def __init__(self, backend: InProcess, job: Job, tokens: Sequence[int]) -> None:
-        self.model, self.prompt_tokens = job.model, len(tokens)
-        self.cached_tokens = self.completion_tokens = 0
-        self.timings = Timings()
-        self.chat_template = backend.template if job.messages is not None else None
-        self.closed = False
-        self._queue: asyncio.Queue[Any] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
-        self._wants = job.sampling.get("logprobs") is not None
+    def __init__(self, backend: ServingBackend) -> None:
         self._backend = backend
-        threading.Thread(target=self._write, args=(job, tokens), daemon=True).start()
-
-    def _write(self, job: Job, tokens: Sequence[int]) -> None:
-        model = self._backend.model
-        try:
-            with self._backend.lock:
-                began = time.perf_counter()
-                sampling = replaced(model.default_sampling, **job.sampling)
-                request = model._request(list(tokens), sampling, job.max_tokens, job.stop)
-                for _, piece in model._generate([request]):
-                    now = time.perf_counter()
-                    if not self.completion_tokens:
-                        self.timings.prompt, began = now - began, now
-                    self.completion_tokens += len(piece.tokens)
-                    self.timings.generation = now - began
-                    self._put(self._delta(piece))
-                    if self.closed:
-                        break
-        except Exception as error:
-            self._put(error)
-        self._put(END)
-
-    def _delta(self, piece: Piece) -> Delta:
-        raw = self._backend.model.tokenizer.token_bytes
-        if not self._wants:
-            return Delta(str(piece), piece.tokens, finish_reason=piece.finish_reason)
-        return Delta(
-            str(piece),
-            piece.tokens,
-            piece.logprobs,
-            tuple(raw(t) for t in piece.tokens),
-            tuple(tuple(raw(t) for t, _ in p.top) for p in piece.logprobs),
-            piece.finish_reason,
-        )
-
-    def _put(self, what: object) -> None:
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, what)
-
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        while (found := await self._queue.get()) is not END:
-            if isinstance(found, Exception):
-                raise found
-            yield found
-
-    async def aclose(self) -> None:
-        self.closed = True
-
-
-class InProcess:
-    """`kvant.server.jobs.Backend` over one loaded model."""
-
-    def __init__(self, name: str = "demo") -> None:
-        self.name, self.lock = name, threading.Lock()
-        self.model = kvant.load(name, threads=1)
-        self.template = self.model.require_chat_template()
-        self.keep: float | None = 300.0
-        self.is_loaded = True
         self.jobs: list[Job] = []
-        self.answers: list[InProcessAnswer] = []
+        self.answers: list[Running] = []
 
-    def _check(self, name: str) -> None:
-        if name.removesuffix(":latest") != self.name:
-            raise ModelNotFoundError(f"There is no model {name!r} here.")
-
-    async def answer(self, job: Job) -> InProcessAnswer:
-        self._check(job.model)
+    async def answer(self, job: Job) -> Running:
         self.jobs.append(job)
-        tokens = await asyncio.to_thread(self._tokens, job)
-        sampling = replaced(self.model.default_sampling, **job.sampling)
-        self.model._request(list(tokens), sampling, job.max_tokens, job.stop)  # says what is wrong
-        self.answers.append(InProcessAnswer(self, job, tokens))
+        self.answers.append(await self._backend.answer(job))
         return self.answers[-1]
 
-    def _tokens(self, job: Job) -> Sequence[int]:
-        if job.messages is not None:
-            text = render(
-                job.chat_template or self.template,
-                job.messages,
-                add_generation_prompt=True,
-                tools=list(job.tools) or None,
-                **job.template,
-            )
-            return self.model.tokenizer.encode(text, add_special=False, parse_special=True)
-        assert job.prompt is not None
-        if isinstance(job.prompt, str):
-            return self.model._encode(job.prompt)
-        return job.prompt
-
     async def embed(self, job: EmbedJob) -> Embedded:
-        self._check(job.model)
-
-        def work() -> Embedded:
-            with self.lock:
-                texts = [
-                    t if isinstance(t, str) else self.model.tokenizer.decode(list(t))
-                    for t in job.inputs
-                ]
-                tokens = sum(len(self.model._encode(t)) for t in texts)
-                return Embedded(job.model, self.model.embed(texts), tokens, Timings())
-
-        return await asyncio.to_thread(work)
+        return await self._backend.embed(job)
 
     async def load(self, model: str, keep_alive: float | None = None) -> None:
-        self._check(model)
-        self.is_loaded, self.keep = True, keep_alive
+        await self._backend.load(model, keep_alive)
 
     async def unload(self, model: str) -> bool:
-        self._check(model)
-        was, self.is_loaded = self.is_loaded, False
-        return was
+        return await self._backend.unload(model)
 
     def loaded(self) -> Sequence[LoadedModel]:
-        if not self.is_loaded:
-            return []
-        expires = None if self.keep is None or self.keep < 0 else time.time() + self.keep
-        return [LoadedModel(self.name, "sha256:00", 1, 2, self.model.context, 0, 0, expires)]
+        return self._backend.loaded()
 
 
 class ScriptedAnswer:

@@ -46,11 +46,11 @@ def _add_key(commands: Commands) -> None:
 
 
 def _create(arguments: argparse.Namespace) -> int:
+    from kvant.registry.store import kvant_home
     from kvant.server.keys import KeyFile
-    from kvant.server.settings import home
 
     ends = arguments.expires
-    key, secret = KeyFile(home()).create(
+    key, secret = KeyFile(kvant_home()).create(
         arguments.name,
         arguments.role,
         models=arguments.models,
@@ -66,10 +66,10 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    from kvant.registry.store import kvant_home
     from kvant.server.keys import KeyFile
-    from kvant.server.settings import home
 
-    keys, now = KeyFile(home()).all(), time.time()
+    keys, now = KeyFile(kvant_home()).all(), time.time()
     if arguments.json:
         show.print_json(
             [
@@ -98,10 +98,10 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
+    from kvant.registry.store import kvant_home
     from kvant.server.keys import KeyFile
-    from kvant.server.settings import home
 
-    key = KeyFile(home()).revoke(arguments.id)
+    key = KeyFile(kvant_home()).revoke(arguments.id)
     show.note(f"key {key.id} of {key.name} is revoked.")
     return 0
 
@@ -124,10 +124,10 @@ def _show(arguments: argparse.Namespace) -> int:
     import json
     from collections import deque
 
+    from kvant.registry.store import kvant_home
     from kvant.server.audit import read_lines
-    from kvant.server.settings import home
 
-    lines = deque(read_lines(home() / "audit.jsonl"), maxlen=arguments.n)
+    lines = deque(read_lines(kvant_home() / "audit.jsonl"), maxlen=arguments.n)
     for line in lines:
         if arguments.json:
             show.line(json.dumps(line))
@@ -143,10 +143,10 @@ _HIDDEN = {"n", "time", "event", "previous", "hash"}
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from kvant.registry.store import kvant_home
     from kvant.server.audit import read_lines, verify
-    from kvant.server.settings import home
 
-    path = home() / "audit.jsonl"
+    path = kvant_home() / "audit.jsonl"
     count, last, broken = verify(path)
     for problem in broken[:20]:
         show.note(f"{path}: line {problem.line} {problem.why}.")

@@ -112,6 +112,13 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         help="what runs the models (default: auto; `kvant doctor MODEL` says which and why)",
     )
     group.add_argument(
+        "--draft",
+        default="ngram",
+        metavar="MODEL",
+        help="what guesses ahead: ngram (from the text itself), the path of a small model of the "
+        "same vocabulary, or none (default: ngram; it stops by itself where it does not pay)",
+    )
+    group.add_argument(
         "--tensor-parallel-size", type=positive, metavar="N", help="GPUs of a model, for vLLM"
     )
 
@@ -165,6 +172,7 @@ def _run(arguments: argparse.Namespace) -> int:
         threads=a.threads,
         engine=a.engine,
         tensor_parallel=a.tensor_parallel_size,
+        draft=None if a.draft == "none" else a.draft,
         deadline=a.timeout if a.timeout > 0 else 1e9,
         drain=max(0.0, a.drain),
         body=a.max_body,

@@ -28,7 +28,7 @@ def build(guards: Guards, routes: Sequence[BaseRoute]) -> ASGIApp:
     async def root(request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
             return page()
-        return PlainTextResponse("kvant is running")
+        return PlainTextResponse("Ollama is running")  # what its clients look for
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})

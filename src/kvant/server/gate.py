@@ -6,6 +6,7 @@ One plain ASGI layer instead of a pile of them: each would cost every token of a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import logging
@@ -42,6 +43,7 @@ _BLOBS = "/api/blobs/"
 _DENIALS_PER_MINUTE = 60
 """Refused keys that the audit log gets of one address: others cannot fill the disk with it."""
 _CORS_SECONDS = "600"
+_LINGER_BYTES, _LINGER_SECONDS = 32 << 20, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,8 @@ class Gate:
                 read += len(message.get("body", b""))
                 complete = not message.get("more_body", False)
                 if read > s.body and not blob:
-                    visit.close = True
+                    visit.close = not (complete or await _discard(receive))
+                    complete = True
                     raise self._too_large()
             return message
 
@@ -225,8 +228,10 @@ class Gate:
     # ---- the end ---------------------------------------------------------------------------------
 
     async def _refuse(self, visit: _Visit, receive: Receive, error: Exception) -> None:
-        # What is left of its body is not read.
-        visit.close = visit.close or visit.method not in ("GET", "HEAD", "OPTIONS")
+        # Who still writes does not see an answer on a connection that is closed: what is left of
+        # the body is thrown away first, within bounds.
+        whole = visit.method in ("GET", "HEAD", "OPTIONS") or await _discard(receive)
+        visit.close = visit.close or not whole
         response = error_response(api_of(visit.path), error)
         await response(visit.request, receive, visit.send)
 
@@ -253,6 +258,21 @@ class Gate:
         if self._g.audit is not None and visit.path.startswith(_OPERATOR):
             self._g.audit.add("manage", **values)
         _LOG.info("request", extra={"values": values})
+
+
+async def _discard(receive: Receive) -> bool:
+    """Read the rest of a body; whether that was all of it."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while size < _LINGER_BYTES:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return False
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return True
+    return False
 
 
 class _Visit:

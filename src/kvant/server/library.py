@@ -6,23 +6,23 @@ is never a path. Paths come from whoever started the server.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from kvant.api.source import resolve as resolve_source
 from kvant.builtin import DEMO
-from kvant.engine.sampling import Sampling
-from kvant.errors import InputError, KvantError, UsageError
+from kvant.errors import InputError, UsageError
 from kvant.files.source import quote
+from kvant.registry.errors import BadNameError, NotInStoreError
 from kvant.server.jobs import ModelNotFoundError
 from kvant.server.prepare import Defaults
 
-__all__ = ["Library", "Resolved", "defaults_of"]
+if TYPE_CHECKING:
+    from kvant.registry import Store
 
-_PARAMETERS = {"repeat_penalty": "repetition_penalty"}
-_SAMPLING = frozenset(f.name for f in fields(Sampling))
+__all__ = ["Library", "Resolved"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +35,6 @@ class Resolved:
     defaults: Defaults
     digest: str
     size: int
-
-
-class Store(Protocol):
-    """What is asked of the local store (`kvant.registry.Store`)."""
-
-    def list(self) -> Sequence[Any]:
-        """Models, each with a ``name``."""
-        ...
-
-    def resolve(self, name: str) -> Any:
-        """A model's files and settings."""
-        ...
 
 
 class Library:
@@ -74,10 +62,9 @@ class Library:
                 self._paths[name] = path
             self.named.append(name)
 
-    def names(self) -> list[str]:
-        """All names, sorted; ``demo`` is always there."""
-        stored = [] if self._store is None else [m.name for m in self._store.list()]
-        return sorted({*self._paths, *stored, DEMO})
+    def own(self) -> list[str]:
+        """Names that are not the store's, sorted; ``demo`` is always one."""
+        return sorted({*self._paths, DEMO})
 
     def resolve(self, name: str) -> Resolved:
         """What a name stands for. Reads the disk.
@@ -104,51 +91,19 @@ class Library:
             return None
         try:
             local = self._store.resolve(name)
-        except InputError:
+        except (NotInStoreError, BadNameError):
             return None
-        except KvantError:
-            return None
-        path = Path(local.path)
-        full = getattr(local, "name", None) or name
-        messages = tuple(
-            {"role": m.role, "content": m.content} if hasattr(m, "role") else dict(m)
-            for m in local.messages or ()
+        settings = local.settings
+        defaults = Defaults(
+            template=local.template,
+            system=local.system,
+            messages=[{"role": m.role, "content": m.content} for m in local.messages],
+            sampling=settings.sampling,
+            max_tokens=settings.max_tokens,
+            stop=settings.stop,
+            context=settings.context,
         )
-        defaults = defaults_of(
-            local.parameters or {}, template=local.template, system=local.system, messages=messages
-        )
-        adapter = None if local.adapter is None else Path(local.adapter)
-        return Resolved(str(full), path, adapter, defaults, local.digest, _size(path))
-
-
-def defaults_of(
-    parameters: Mapping[str, Any],
-    *,
-    template: str | None = None,
-    system: str | None = None,
-    messages: Sequence[Mapping[str, Any]] = (),
-) -> Defaults:
-    """Parameters under Ollama's names (``num_ctx``, ``repeat_penalty``, ...) as defaults.
-
-    Parameters that mean nothing to this engine (``mirostat``, ``num_gpu``, ...) are left out.
-    """
-    sampling: dict[str, Any] = {}
-    for key, value in parameters.items():
-        own = _PARAMETERS.get(key, key)
-        if own in _SAMPLING:
-            sampling[own] = value
-    stop = parameters.get("stop", ())
-    most = parameters.get("num_predict")
-    context = parameters.get("num_ctx")
-    return Defaults(
-        template=template,
-        system=system,
-        messages=messages,
-        sampling=sampling,
-        max_tokens=int(most) if most is not None and int(most) > 0 else None,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        context=None if context is None else int(context),
-    )
+        return Resolved(local.name, local.path, local.adapter, defaults, local.digest, local.size)
 
 
 def _split(model: str) -> tuple[str, Path | None]:

@@ -75,15 +75,15 @@ def _asked(host: str, port: int) -> str:
     """Ollama, or a kvant, by what it answers."""
     connection = http.client.HTTPConnection(host, port, timeout=_PROBE_SECONDS)
     try:
-        connection.request("GET", "/")
+        connection.request("GET", "/api/version")
         text = connection.getresponse().read(200).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException):
         return ""
     finally:
         connection.close()
-    if "Ollama is running" in text:
-        return "Ollama"
-    return "another kvant" if "kvant" in text else ""
+    if '"kvant"' in text:
+        return "another kvant"
+    return "Ollama" if '"version"' in text else ""
 
 
 def _process(port: int) -> str:

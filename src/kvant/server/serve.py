@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -26,6 +26,9 @@ from kvant.server.library import Library
 from kvant.server.metrics import Metrics
 from kvant.server.port import bind
 from kvant.server.settings import Settings
+
+if TYPE_CHECKING:
+    from kvant.registry import Store
 
 __all__ = ["check", "serve"]
 

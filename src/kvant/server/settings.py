@@ -6,19 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvant.engine.load import KvTypeName
+from kvant.registry.store import kvant_home
 
-__all__ = ["DEFAULT_PORT", "Settings", "Tls", "home"]
+__all__ = ["DEFAULT_PORT", "Settings", "Tls"]
 
 DEFAULT_PORT = 11434
 """Ollama's, so that its clients find this server without being told."""
-
-
-def home(environment: dict[str, str] | None = None) -> Path:
-    """Where keys and the audit log are kept: ``$KVANT_HOME``, or ``~/.kvant``."""
-    import os
-
-    given = (environment if environment is not None else os.environ).get("KVANT_HOME")
-    return Path(given).expanduser() if given else Path.home() / ".kvant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +43,8 @@ class Settings:
         threads: processors a model uses; None for all.
         engine: ``auto``, ``native``, ``vllm``, ``mlx`` or ``onnxruntime-genai``.
         tensor_parallel: passed to vLLM.
-        draft: a small model that guesses ahead, or ``ngram``; None for no guessing.
+        draft: a small model that guesses ahead, or ``ngram`` to guess from the text itself; None
+            for no guessing.
         deadline: most seconds a request may take.
         drain: seconds that answers under way get to finish when the server is told to stop.
         body: most bytes of a request.
@@ -79,7 +73,7 @@ class Settings:
     threads: int | None = None
     engine: str = "auto"
     tensor_parallel: int | None = None
-    draft: str | None = None
+    draft: str | None = "ngram"
     deadline: float = 600.0
     drain: float = 30.0
     body: int = 16 << 20
@@ -89,7 +83,7 @@ class Settings:
     open_to_all: bool = False
     cors: tuple[str, ...] = ()
     tls: Tls | None = None
-    folder: Path = field(default_factory=home)
+    folder: Path = field(default_factory=kvant_home)
     audit: bool = True
     audit_prompts: bool = False
 

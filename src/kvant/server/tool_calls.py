@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 _CLOSERS = ("</tool_call>", "<|/tool_call|>", "</function_call>", "[/TOOL_CALLS]", "<|eom_id|>")
+_KEYS = frozenset({"name", "arguments", "parameters", "type", "id"})
 _XML_END = "</function>"
 _XML_NAME = re.compile(r"<function=([^>\s]+)\s*>")
 _XML_VALUE = re.compile(r"<parameter=([^>\s]+)\s*>\n?(.*?)\n?</parameter>", re.S)
@@ -184,8 +185,9 @@ class ToolCallReader:
         found = [(self._buffer.index(o), o) for o in self._openers if o in self._buffer]
         if found:
             at, opener = min(found)
-            _text(events, self._buffer[:at].rstrip() if at else "")
-            return self._open(at, opener)
+            before = self._buffer[:at].rstrip()
+            _text(events, before)
+            return self._open(at, opener, self._buffer[len(before) : at])
         keep = held(self._buffer, *self._openers) if self._openers else 0
         # White space before a call is not part of the text.
         keep += len(self._buffer[: len(self._buffer) - keep]) - len(
@@ -195,8 +197,8 @@ class ToolCallReader:
         self._buffer = self._buffer[len(self._buffer) - keep :]
         return False
 
-    def _open(self, at: int, opener: str) -> bool:
-        self._opened = opener or self._buffer[:at]
+    def _open(self, at: int, opener: str, space: str = "") -> bool:
+        self._opened = space + opener if opener else self._buffer[:at]
         self._buffer = self._buffer[at + len(opener) :]
         self._call = _Call(self._tools, self._new_id, self.count)
         self._place = "call"
@@ -368,6 +370,8 @@ class _Call:
         if not self.started:
             name = self._whole or scan.value("name")
             if name is None and not scan.complete:
+                if not _KEYS.issuperset(scan.members):
+                    self.state = "failed"  # the answer is some other object
                 return
             if not isinstance(name, str) or name not in self._tools:
                 self.state = "failed"

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvant.engine.batch import Batch, Limits, QueueFullError, Request, check_length
+from kvant.engine.constrain import Grammars
 from kvant.engine.results import Piece
+from kvant.engine.speculative import DraftModel, Lookup, Speculator, check_vocabulary
 from kvant.errors import CacheFullError, KvantError, UsageError
 from kvant.server import wire
 from kvant.server.jobs import BusyError, Delta
@@ -31,6 +33,8 @@ from kvant.server.prepare import Defaults, Preparer
 
 if TYPE_CHECKING:
     from kvant.api.model import Model
+    from kvant.engine import Engine
+    from kvant.tokenizer.build import Tokenizer
 
 __all__ = ["main"]
 
@@ -94,8 +98,16 @@ class _Texts:
 class Worker:
     """What runs after the model is there."""
 
-    def __init__(self, link: _Link, model: Model, defaults: Defaults, batch: Batch | None) -> None:
+    def __init__(
+        self,
+        link: _Link,
+        model: Model,
+        defaults: Defaults,
+        batch: Batch | None,
+        grammars: Grammars,
+    ) -> None:
         self._link, self._model, self._batch = link, model, batch
+        self._grammars = grammars
         self._preparer = Preparer(model.tokenizer, model.default_sampling, defaults, model.context)
         self._todo: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
@@ -139,6 +151,8 @@ class Worker:
         try:
             job = wire.job_from(message)
             request = self._preparer.prepare(job)
+            if request.constraint is not None:
+                self._grammars.matcher(request.constraint)  # compiled here, found there
         except BaseException as error:
             self._refuse(number, error)
             return
@@ -283,6 +297,8 @@ class Worker:
             "steps": s.steps,
             "written_tokens": s.written_tokens,
             "computed_tokens": s.computed_tokens,
+            "draft_tokens": s.drafted,
+            "accepted_tokens": s.accepted,
         }
 
     def _report(self) -> None:
@@ -365,14 +381,22 @@ def _serve(link: _Link) -> None:
         tokenizer = building.result()
     model = Model(checkpoint, engine, tokenizer, context=plan["context"])
     batch = None
+    grammars = Grammars(tokenizer, engine.vocab_size)
     if not engine.encodes:
         most = max(_STEP_TOKENS, order["parallel"])
         # The queue is the server's; what comes here has been admitted.
         limits = Limits(order["parallel"], order["parallel"] + order["queue"] + 64, most)
-        batch = Batch(engine, tokenizer, context=model.context, limits=limits)
+        batch = Batch(
+            engine,
+            tokenizer,
+            context=model.context,
+            limits=limits,
+            speculation=_speculator(order, engine, tokenizer, plan["kv_tokens"]),
+            grammars=grammars,
+        )
     given = order["defaults"]
     defaults = Defaults(**{**given, "stop": tuple(given["stop"])})
-    worker = Worker(link, model, defaults, batch)
+    worker = Worker(link, model, defaults, batch, grammars)
     link.say(
         {
             "is": "loaded",
@@ -385,6 +409,28 @@ def _serve(link: _Link) -> None:
     )
     threading.Thread(target=worker.listen, daemon=True, name="listen").start()
     worker.run()
+
+
+def _speculator(
+    order: Message, engine: Engine, tokenizer: Tokenizer, kv_tokens: int
+) -> Speculator | None:
+    draft = order["draft"]
+    if draft is None:
+        return None
+    if draft == "ngram":
+        return Speculator(Lookup())
+    from kvant.api.source import open_source, threads_or_default, tokenizer_of
+    from kvant.engine.load import load_engine
+
+    checkpoint = open_source(draft)
+    check_vocabulary(tokenizer, tokenizer_of(checkpoint))
+    longest = checkpoint.config.max_position_embeddings
+    small = load_engine(
+        checkpoint,
+        threads=threads_or_default(order["threads"]),
+        kv_tokens=min(kv_tokens, 4 * longest),
+    )
+    return Speculator(DraftModel(small, engine.vocab_size))
 
 
 def _note(text: str) -> None:

@@ -1,4 +1,7 @@
-"""The HTTP side's list of models: the local store's, and those the server was started with."""
+"""The models of a server as its APIs list and manage them: those named at the start, and a store's.
+
+What somebody may not use is not listed for them, and cannot be asked for either.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from kvant.api.source import open_source, tokenizer_of
+from kvant.checkpoint import Checkpoint
 from kvant.errors import InputError, UsageError
+from kvant.files.source import quote
 from kvant.registry import Entry as Row
 from kvant.registry import Modelfile, Step, Store
 from kvant.registry.describe import Details as Described
 from kvant.registry.describe import describe_folder, describe_gguf
+from kvant.server import scope as scopes
 from kvant.server.catalogue import Details, Entry, NewModel, Progress, Report, Shown
+from kvant.server.jobs import ModelNotFoundError
 from kvant.server.library import Library, Resolved
 from kvant.server.template_traits import traits_of
 from kvant.units import count_text
 
-__all__ = ["StoreCatalogue"]
+__all__ = ["Models"]
 
 
-class StoreCatalogue:
+class Models:
     """`kvant.server.catalogue.Catalogue` over what the server knows.
 
     Args:
@@ -34,13 +41,12 @@ class StoreCatalogue:
         self._described: dict[Path, tuple[int, Described]] = {}
 
     def list(self) -> Sequence[Entry]:
-        """All models, by name."""
-        stored = {} if self._store is None else {e.name: _entry(e) for e in self._store.list()}
-        found = dict(stored)
-        for name in self._library.names():
-            if name not in stored:
+        """All models that whoever asks may use, by name."""
+        found = {} if self._store is None else {e.name: _entry(e) for e in self._store.list()}
+        for name in self._library.own():
+            if name not in found and f"{name}:latest" not in found:
                 found[name] = self._named(self._library.resolve(name))
-        return [found[name] for name in sorted(found)]
+        return [found[name] for name in sorted(found) if _visible(name)]
 
     def show(self, name: str) -> Shown:
         """One of them.
@@ -50,6 +56,8 @@ class StoreCatalogue:
             InputError: its files are damaged.
         """
         resolved = self._library.resolve(name)
+        if not _visible(resolved.name):
+            raise ModelNotFoundError(f"There is no model called {quote(name, 100)} here.")
         if self._store is not None and resolved.digest:
             shown = self._store.show(resolved.name)
             return self._shown(
@@ -155,17 +163,22 @@ class StoreCatalogue:
             parameters=modelfile.parameters,
             license=license_text or details.license,
             info=info,
-            capabilities=_capabilities(template, fills, checkpoint.pooling is not None),
+            capabilities=_capabilities(template, fills, checkpoint),
         )
 
 
-def _capabilities(template: str, fills: bool, embeds: bool) -> tuple[str, ...]:
+def _visible(name: str) -> bool:
+    scope = scopes.current.get()
+    return scope is None or scope.principal.may_use(name)
+
+
+def _capabilities(template: str, fills: bool, checkpoint: Checkpoint) -> tuple[str, ...]:
     """In Ollama's words."""
-    if embeds:
-        return ("embedding",)
+    encodes = checkpoint.graph.encodes
     traits = traits_of(template or None)
     found = {
-        "completion": True,
+        "completion": not encodes,
+        "embedding": encodes or checkpoint.pooling is not None,
         "insert": fills,
         "tools": traits.tools,
         "thinking": traits.tags is not None or traits.switchable,

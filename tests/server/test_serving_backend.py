@@ -17,7 +17,7 @@ import kvant
 from kvant.builtin import demo_path
 from kvant.errors import ContextError, InputError, NotEnoughMemoryError, UsageError
 from kvant.server import scope as scopes
-from kvant.server.backend import Running, ServingBackend, Watcher
+from kvant.server.backend import ServingBackend
 from kvant.server.jobs import (
     BusyError,
     DeadlineError,
@@ -27,6 +27,7 @@ from kvant.server.jobs import (
     ModelNotFoundError,
 )
 from kvant.server.library import Library
+from kvant.server.running import Running, Watcher
 from kvant.server.scope import Principal, Scope
 from kvant.server.settings import Settings
 

@@ -13,9 +13,9 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from kvant.server.audit import AuditLog
-from kvant.server.backend import Running, Watcher
 from kvant.server.gate import Gate, Guards
 from kvant.server.page import page
+from kvant.server.running import Running, Watcher
 from kvant.version import __version__
 
 __all__ = ["AuditWatcher", "build"]

@@ -10,16 +10,20 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
-from kvant.errors import ContextError, NotEnoughMemoryError, UsageError
+from kvant.devices.engines import choose
+from kvant.devices.machine import Machine, machine
+from kvant.errors import ContextError
 from kvant.server import scope as scopes
 from kvant.server import wire
-from kvant.server.engine_process import EngineProcess, EngineSpec, Opened, Stream
+from kvant.server.capacity import PROCESS_BYTES, room_for
+from kvant.server.engine_process import EngineProcess, EngineSpec
+from kvant.server.external import ExternalEngine
 from kvant.server.jobs import (
     BusyError,
-    Delta,
     Embedded,
     EmbedJob,
     EngineLostError,
@@ -29,86 +33,15 @@ from kvant.server.jobs import (
     Timings,
 )
 from kvant.server.library import Library, Resolved
+from kvant.server.running import Running, Watcher
 from kvant.server.settings import Settings
 
-__all__ = ["Running", "ServingBackend", "Watcher"]
+AnyEngine: TypeAlias = EngineProcess | ExternalEngine
 
-_PROCESS_BYTES = 200 << 20
-"""What a model's process takes besides weights and cache: Python, a tokenizer, a step's buffers."""
-_KV_SHARE = 0.25
-"""How much of what the weights leave one model's cache takes unless told otherwise."""
-_TEXT_TOKENS = 1024
-"""Room in the cache for every text that may run at once, unless told otherwise."""
+__all__ = ["ServingBackend"]
+
 _MEMORY_PATIENCE = 30.0
 """Seconds a request waits until other models' answers are done and their memory free."""
-
-
-class Running:
-    """An answer under way; see `kvant.server.jobs.Answer`."""
-
-    def __init__(self, model: str, job: Job, stream: Stream, load: float) -> None:
-        self.model, self.job, self._stream = model, job, stream
-        self.began = time.perf_counter()
-        self.timings: Timings = stream.timings
-        self.timings.load = load
-        scope = scopes.current.get()
-        self.request_id = "" if scope is None else scope.request_id
-        if scope is not None:
-            scope.running.append(self)
-
-    @property
-    def chat_template(self) -> str | None:
-        """What the conversation was written with; None for texts."""
-        return self._stream.chat_template
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens that were asked."""
-        return self._stream.prompt_tokens
-
-    @property
-    def cached_tokens(self) -> int:
-        """Those of them that were found in the cache."""
-        return self._stream.cached_tokens
-
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens written so far."""
-        return self._stream.completion_tokens
-
-    @property
-    def outcome(self) -> str | None:
-        """Why it ended; None while it runs."""
-        return self._stream.outcome
-
-    @property
-    def first_token_seconds(self) -> float | None:
-        """From its admission to its first delta."""
-        return None if self._stream.first is None else self._stream.first - self.began
-
-    def __aiter__(self) -> AsyncIterator[Delta]:
-        """The deltas."""
-        return self._stream.__aiter__()
-
-    async def aclose(self) -> None:
-        """End it."""
-        await self._stream.aclose()
-
-
-class Watcher:
-    """Hears what happens; metrics and the audit log are some."""
-
-    def refused(self, model: str, user: str, reason: str) -> None:
-        """A request was not admitted."""
-
-    def began(self, running: Running) -> None:
-        """A request was admitted."""
-
-    def ended(self, running: Running) -> None:
-        """An answer has ended, in whatever way."""
-
-    def embedded(self, model: str, user: str, tokens: int) -> None:
-        """Vectors were made."""
 
 
 @dataclass(eq=False)
@@ -116,7 +49,7 @@ class _Slot:
     """A model that is loaded, or being loaded."""
 
     resolved: Resolved
-    engine: EngineProcess | None = None
+    engine: AnyEngine | None = None
     asked: int = 0
     """Requests that use it or wait for it: it is not unloaded meanwhile."""
     used: float = field(default_factory=time.monotonic)
@@ -149,10 +82,11 @@ class ServingBackend:
         self._settings, self._library, self.max_memory = settings, library, max_memory
         self._watchers = list(watchers)
         self._slots: dict[str, _Slot] = {}
-        self._memory: dict[EngineProcess, int] = {}  # bytes of processes, until they have ended
+        self._memory: dict[AnyEngine, int] = {}  # bytes of processes, until they have ended
         self._loading = asyncio.Lock()
         self._freed = asyncio.Event()
         self._users: Counter[str] = Counter()
+        self._machine: Machine | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
 
@@ -369,7 +303,7 @@ class ServingBackend:
 
     # ---- loading and unloading -------------------------------------------------------------------
 
-    async def _engine(self, slot: _Slot, context: int | None) -> EngineProcess:
+    async def _engine(self, slot: _Slot, context: int | None) -> AnyEngine:
         if slot.ready and (context is None or slot.engine.context >= context):  # type: ignore[union-attr]
             assert slot.engine is not None
             return slot.engine
@@ -390,10 +324,10 @@ class ServingBackend:
             self._slots[slot.name] = slot
             return await self._start(slot, context)
 
-    async def _start(self, slot: _Slot, context: int | None) -> EngineProcess:
+    async def _start(self, slot: _Slot, context: int | None) -> AnyEngine:
         s = self._settings
-        engine = EngineProcess()
         resolved = slot.resolved
+        engine = await asyncio.get_running_loop().run_in_executor(None, self._made, resolved)
         try:
             opened = await engine.start(
                 EngineSpec(
@@ -408,8 +342,8 @@ class ServingBackend:
                 )
             )
             wanted = context or resolved.defaults.context or s.context
-            size, tokens = self._size(slot.name, opened, wanted)
-            memory = opened.weights + int(tokens * opened.token_bytes) + _PROCESS_BYTES
+            size, tokens = room_for(slot.name, opened, wanted, s, self.max_memory)
+            memory = opened.weights + int(tokens * opened.token_bytes) + PROCESS_BYTES
             await self._make_room(slot, memory)
             self._memory[engine] = memory  # counted while it loads
             await engine.load(size, tokens)
@@ -417,33 +351,26 @@ class ServingBackend:
             engine.kill()
             await self._end(engine)
             raise
-        self._memory[engine] = engine.memory + _PROCESS_BYTES
+        self._memory[engine] = engine.memory + PROCESS_BYTES
         slot.engine = engine
         engine.on_lost = lambda: self._lost(slot, engine)
         return engine
 
-    def _size(self, name: str, opened: Opened, wanted: int | None) -> tuple[int, int]:
-        """Context of a text, and tokens of the whole cache."""
-        if wanted is not None and not 1 <= wanted <= opened.context:
-            raise UsageError(
-                f"{name} takes contexts of 1 to {opened.context:,} tokens, got {wanted:,}."
+    def _made(self, resolved: Resolved) -> AnyEngine:
+        """The engine that suits a model here, not started yet; looks at the machine once."""
+        asked = self._settings.engine
+        if asked == "native":
+            return EngineProcess()
+        if self._machine is None:
+            self._machine = machine(
+                self._settings.folder if self._settings.folder.exists() else None
             )
-        room = self.max_memory - opened.weights - _PROCESS_BYTES
-        fitting = int(max(0, room) / max(1.0, opened.token_bytes))
-        if fitting < (wanted or 1):
-            raise NotEnoughMemoryError(
-                f"{name}: its weights take {opened.weights / 1e6:,.0f} MB and a context of "
-                f"{wanted or 1:,} tokens {(wanted or 1) * opened.token_bytes / 1e6:,.0f} MB; all "
-                f"models may take {self.max_memory / 1e6:,.0f} MB. Raise --max-memory, ask for a "
-                "shorter context, or quantise the model to fewer bits."
-            )
-        tokens = self._settings.kv_tokens
-        if tokens is None:
-            context = wanted or opened.context
-            many = self._settings.parallel * min(context, _TEXT_TOKENS)
-            tokens = max(min(max(context, many), int(fitting * _KV_SHARE)), wanted or 1)
-        tokens = min(tokens, fitting)
-        return min(wanted or opened.context, tokens), tokens
+        name = choose(self._machine, resolved.path, asked).engine
+        if name == "native":
+            return EngineProcess()
+        if name == "onnxruntime-genai":
+            return EngineProcess(engine=name)
+        return ExternalEngine(name, self._settings.tensor_parallel)
 
     async def _make_room(self, slot: _Slot, memory: int) -> None:
         """Unload others until ``memory`` bytes are free."""
@@ -484,12 +411,12 @@ class ServingBackend:
             engine.on_lost = None
             await self._end(engine)
 
-    async def _end(self, engine: EngineProcess) -> None:
+    async def _end(self, engine: AnyEngine) -> None:
         await engine.close()
         self._memory.pop(engine, None)
         self._freed.set()
 
-    def _lost(self, slot: _Slot, engine: EngineProcess) -> None:
+    def _lost(self, slot: _Slot, engine: AnyEngine) -> None:
         if slot.engine is engine:
             slot.engine = None
         self._spawn(self._end(engine))

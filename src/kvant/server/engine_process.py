@@ -19,7 +19,7 @@ from kvant.server import wire
 from kvant.server.jobs import DeadlineError, Delta, EmbedJob, EngineLostError, Job, Timings
 from kvant.server.prepare import Defaults
 
-__all__ = ["EngineProcess", "EngineSpec", "Opened", "Stream"]
+__all__ = ["EngineProcess", "EngineSpec", "Opened", "Stream", "end_process"]
 
 _CLOSE_SECONDS = 5.0
 _OPEN_SECONDS = 120.0
@@ -75,19 +75,34 @@ class Stream:
 
     # ---- what the process said -------------------------------------------------------------------
 
-    def take(self, short: list[Any]) -> None:
-        """A delta; with the first one what was cached and how long it waited and read."""
+    def admit(self, prompt_tokens: int) -> None:
+        """It is going to run."""
+        self.prompt_tokens = prompt_tokens
+        if not self.admitted.done():
+            self.admitted.set_result(None)
+
+    def take(
+        self,
+        delta: Delta,
+        begun: tuple[int, float, float] | None = None,
+        generation: float | None = None,
+    ) -> None:
+        """A delta.
+
+        Args:
+            delta: the piece.
+            begun: tokens that were cached, seconds it waited, seconds it read; with the first one.
+            generation: seconds it wrote; with the last one.
+        """
         if self.outcome is not None:
             return
-        delta = wire.delta_from(short[1])
         self.completion_tokens += len(delta.tokens)
-        if len(short) > 2 and short[2] is not None:
-            self.cached_tokens, self.timings.queue, self.timings.prompt = short[2]
+        if begun is not None:
+            self.cached_tokens, self.timings.queue, self.timings.prompt = begun
         if self.first is None:
             self.first = time.perf_counter()
         if delta.finish_reason:
-            if len(short) > 3:
-                self.timings.generation = short[3]
+            self.timings.generation = generation or 0.0
             self._end(delta.finish_reason)
         self._deltas.put_nowait(delta)
 
@@ -145,9 +160,14 @@ class Stream:
 
 
 class EngineProcess(asyncio.Protocol):
-    """The process. Make it with `start`, then `load`."""
+    """The process. Make it with `start`, then `load`.
 
-    def __init__(self) -> None:
+    Args:
+        engine: what runs the model in it: ``native``, or ``onnxruntime-genai``.
+    """
+
+    def __init__(self, engine: str = "native") -> None:
+        self._engine = engine
         self._frames = wire.Frames()
         self._transport: asyncio.WriteTransport | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -185,6 +205,7 @@ class EngineProcess(asyncio.Protocol):
         self._say(
             {
                 "do": "open",
+                "engine": self._engine,
                 "path": str(spec.path),
                 "adapter": None if spec.adapter is None else str(spec.adapter),
                 "defaults": asdict(spec.defaults),
@@ -237,7 +258,7 @@ class EngineProcess(asyncio.Protocol):
             return
         if not self.lost:
             self._say({"do": "close"})
-        ended = asyncio.get_running_loop().run_in_executor(None, _wait, process)
+        ended = asyncio.get_running_loop().run_in_executor(None, end_process, process)
         await ended
         if self._transport is not None:
             self._transport.close()
@@ -322,14 +343,13 @@ class EngineProcess(asyncio.Protocol):
                 if stream is not None:
                     if short[1][2] is not None:
                         del self._streams[short[0]]
-                    stream.take(short)
+                    stream.take(wire.delta_from(short[1]), *short[2:])
         elif what == "admitted":
             stream = self._streams.get(message["id"])
-            if stream is not None and not stream.admitted.done():
-                stream.prompt_tokens = message["prompt"]
+            if stream is not None:
                 own = stream.chat_template
                 stream.chat_template = (None, self.template, own)[message["template"]]
-                stream.admitted.set_result(None)
+                stream.admit(message["prompt"])
         elif what == "error":
             error = wire.error_from(message["error"])
             stream = self._streams.pop(message["id"], None)
@@ -371,7 +391,8 @@ class EngineProcess(asyncio.Protocol):
         )
 
 
-def _wait(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of a process that was told to; not for ever."""
     try:
         process.wait(_CLOSE_SECONDS)
     except subprocess.TimeoutExpired:

@@ -10,7 +10,8 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kvant.server.backend import Running, ServingBackend, Watcher
+from kvant.server.backend import ServingBackend
+from kvant.server.running import Running, Watcher
 
 __all__ = ["Counter", "Histogram", "Metrics"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -10,7 +11,7 @@ from typing import Any
 from kvant.engine.batch import Request, check_length
 from kvant.engine.sampling import Sampling
 from kvant.engine.stopping import StopStrings
-from kvant.errors import UnsupportedError, UsageError
+from kvant.errors import KvantError, UnsupportedError, UsageError
 from kvant.server.jobs import Job
 from kvant.tokenizer.build import Tokenizer
 from kvant.tokenizer.chat import ChatRenderer
@@ -90,6 +91,12 @@ class Preparer:
     def template(self) -> str | None:
         """What conversations are written with, where a client brings nothing else."""
         return self._defaults.template or self._tokenizer.definition.chat_template
+
+    def warm(self) -> None:
+        """Start what renders conversations, so that the first one does not wait for it."""
+        if self.template is not None:
+            with contextlib.suppress(KvantError):
+                self._conversation(Job(model="", messages=[{"role": "user", "content": "Hello"}]))
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; of an empty one, the token that begins texts."""

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from kvant.server.backend import Running
+    from kvant.server.running import Running
 
 __all__ = ["ANYBODY", "Principal", "Role", "Scope", "current"]
 

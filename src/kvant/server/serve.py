@@ -19,12 +19,13 @@ from kvant.errors import UsageError
 from kvant.registry import Store
 from kvant.server.app import AuditWatcher, build
 from kvant.server.audit import AuditLog
-from kvant.server.backend import ServingBackend, Watcher
+from kvant.server.backend import ServingBackend
 from kvant.server.gate import Guards, JsonLines, PlainLines
 from kvant.server.keys import KeyFile
 from kvant.server.library import Library
 from kvant.server.metrics import Metrics
 from kvant.server.port import bind
+from kvant.server.running import Watcher
 from kvant.server.settings import Settings
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ def test_random_kills() -> None:
     script = Path(__file__).resolve().parents[2] / "bench" / "store_kills.py"
     path = os.pathsep.join([str(Path(kvant.__file__).parent.parent), *sys.path])
     done = subprocess.run(
-        [sys.executable, str(script), "--kills", "18", "--seed", str(os.getpid())],
+        [sys.executable, str(script), "--kills", "12", "--seed", str(os.getpid())],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,

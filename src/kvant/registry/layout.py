@@ -277,6 +277,8 @@ class Layout:
             files: digest by the path within the folder.
         """
         place = self.views / hex_of(manifest.digest)
+        if place.is_dir() and not all(os.path.lexists(place / name) for name in files):
+            self._drop_view(place)  # somebody was in there
         if not place.is_dir():
             self.make()
             beside = self.views / f".{place.name[:16]}.{secrets.token_hex(4)}.partial"
@@ -296,6 +298,15 @@ class Layout:
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
         return place
+
+    def _drop_view(self, place: Path) -> None:
+        """Remove a view: first its name, so that a view of that name is never there in part."""
+        hidden = place
+        if not place.name.startswith("."):
+            hidden = self.views / f".{place.name[:16]}.{secrets.token_hex(4)}.partial"
+            with suppress(FileNotFoundError):
+                place.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     # ---- cleaning ----------------------------------------------------------------------------
 
@@ -331,7 +342,7 @@ class Layout:
         stay = {hex_of(d) for d in manifests}
         for path in self.views.iterdir():
             if path.name not in stay:
-                shutil.rmtree(path, ignore_errors=True)
+                self._drop_view(path)
         old = time.time() - _RESUMABLE
         for path in self.partials.iterdir():
             if path.lstat().st_mtime < old:

@@ -203,7 +203,7 @@ def test_made_by_a_modelfile(store: Store, gguf: Path, tmp_path: Path) -> None:
         *("system", "user", "assistant", "user")
     ]
     spoken = local.conversation([{"role": "system", "content": "mine"}])
-    assert [t["content"] for t in spoken] == ["Be brief.", "hi", "ho", "mine"]
+    assert [t["content"] for t in spoken] == ["mine", "hi", "ho"]
     # Shown as a Modelfile and made again, it is the same to the last byte.
     again = store.create("again", str(store.show("mine").modelfile))
     assert again.digest == entry.digest

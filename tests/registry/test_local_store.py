@@ -111,7 +111,7 @@ def test_another_disk_is_referred_to(
     mine = tmp_path / "mine.gguf"
     mine.write_bytes(gguf.read_bytes())
     monkeypatch.setattr(os, "link", fails)
-    monkeypatch.setattr("kvant.registry.layout._clone", fails)
+    monkeypatch.setattr("kvant.registry.links._clone", fails)
     entry = store.pull(str(mine), name="far")
     assert own_bytes(store) < 100_000
     assert [e.name for e in store.list()] == [entry.name]

@@ -56,7 +56,7 @@ def test_a_model_by_name(run: Run, tmp_path: Path) -> None:
     assert "Q4_0" in run("inspect", "org/small:q4").out
     assert run("run", "org/small:q4", "Once", "-n", "3").status == 0
     assert run("quantize", "org/small:q4", "Q8_0", "-o", "x.gguf", "--dry-run").status == 0
-    assert run("eval", "again", "--against", "demo", "--chunks", "1").status == 0
+    assert run("eval", "again", "--against", "demo", "--chunks", "2").status == 0
     assert run("cp", "again", "third").out == "third:latest\n"
     found = run("rm", "again", "org/small:q4")
     assert found.out == "removed again\nremoved org/small:q4\n"

@@ -8,11 +8,11 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_registry import FakeRegistry
+from fake_registry import FakeRegistry, Start
 
 from kvant.api.conversion import convert
 from kvant.api.models import store as open_store
@@ -20,7 +20,7 @@ from kvant.registry import Store
 from kvant.registry.http import Patience
 from oracles.models import LLAMA, make_folder
 
-PASSWORD = "secret-word"
+#: Of fake_registry.PASSWORD, by bcrypt.
 _HASHED = "$2b$04$fSiVV4hVpdMPlR1ge9rmr.AS.caHt6LwLEpiHyd6zIk/ChR6eY1W."
 
 
@@ -57,9 +57,6 @@ def registry() -> Iterator[FakeRegistry]:
 @pytest.fixture
 def impatient() -> Patience:
     return Patience(connect=2, silence=1.0, answer=1.5, rate=20_000, window=1.0)
-
-
-Start = Callable[..., str]
 
 
 @pytest.fixture(scope="session")

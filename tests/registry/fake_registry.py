@@ -13,6 +13,7 @@ from typing import Any, Self
 
 OCI = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.kvant.model.config.v1+json"
+PASSWORD = "secret-word"
 GGUF = "application/vnd.kvant.model.gguf.v1"
 
 
@@ -20,7 +21,9 @@ def digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def layer(data: bytes, media: str = GGUF, title: str | None = None, **change: Any) -> dict[str, Any]:
+def layer(
+    data: bytes, media: str = GGUF, title: str | None = None, **change: Any
+) -> dict[str, Any]:
     found: dict[str, Any] = {"mediaType": media, "digest": digest(data), "size": len(data)}
     if title is not None:
         found["annotations"] = {"org.opencontainers.image.title": title}
@@ -47,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _any
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _any  # noqa: N815 - the base class's
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -86,6 +89,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(404)
 
 
+Start = Callable[..., str]
 Rule = Callable[[Handler], Any]
 
 
@@ -112,19 +116,19 @@ class FakeRegistry(ThreadingHTTPServer):
         model: bytes,
         tag: str = "latest",
         *,
-        config: dict[str, Any] | None = None,
+        said: dict[str, Any] | None = None,
         layers: list[dict[str, Any]] | None = None,
         media: str = OCI,
         **change: Any,
     ) -> str:
         """A model of one file, or of ``layers``; returns the manifest's digest."""
-        said = json.dumps(config or {"format": "gguf"}).encode()
-        self.blobs[digest(said)] = said
+        config = json.dumps(said or {"format": "gguf"}).encode()
+        self.blobs[digest(config)] = config
         self.blobs[digest(model)] = model
         body = {
             "schemaVersion": 2,
             "mediaType": media,
-            "config": layer(said, CONFIG),
+            "config": layer(config, CONFIG),
             "layers": [layer(model)] if layers is None else layers,
             **change,
         }

@@ -79,7 +79,7 @@ BAD = {
     'FROM x\n\nSYSTEM """no end\n\n': 'Modelfile:3: the text that begins here has no closing """',
     "FROM x\nSYSTEM <<END\nno end": "Modelfile:2: no line END ends the text",
     "FROM x\nMESSAGE wizard hi": "Modelfile:2: a message's role should be .*got 'wizard'",
-    "FROM x\nTEMPLATE {{ .Nonsense }}": "Modelfile:2: This TEMPLATE is in Go's .*asks for .Nonsense",
+    "FROM x\nTEMPLATE {{ .Nonsense }}": "Modelfile:2: This TEMPLATE is .*asks for .Nonsense",
     "FROM x\0": "Modelfile: expected text, got zero bytes",
     "FROM x\n" + "#" * 9_000_000: "characters, expected at most",
 }

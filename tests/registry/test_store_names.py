@@ -38,7 +38,22 @@ def test_forms(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 HOSTILE = (
-    *("", " ", "..", ".", "../x", "a/../b", "a//b", "/a", "a/", "a:", "a:b:c", ":b", "a/b/c", "a b"),
+    *(
+        "",
+        " ",
+        "..",
+        ".",
+        "../x",
+        "a/../b",
+        "a//b",
+        "/a",
+        "a/",
+        "a:",
+        "a:b:c",
+        ":b",
+        "a/b/c",
+        "a b",
+    ),
     *("/etc/passwd", "~root", "a\\..\\b", "a\0b", "a\nb", "a/.b", ".a", "-a", "a/..:b", "é"),
     *("hf://a", "hf://a/b/c", "hf://../b", "hf://a/b:../c", "hf://a/b@../x", "hf://a/b@"),
     *("oci://host", "oci://host/../b", "oci://user@host/b", "oci://host/a:..", "oci:///x"),

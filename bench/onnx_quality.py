@@ -145,9 +145,13 @@ def _peer(work: Path, method: str, block: int) -> tuple[Path, int]:
 
     A tied matrix, which it stores for the head and for the embedding, is counted once.
     """
+    import logging
+
     import onnx
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
+    logging.getLogger("onnxruntime").setLevel(logging.WARNING)
+    logging.getLogger(nbits.__name__).setLevel(logging.WARNING)
     model = _untied(onnx.load(str(work / "base" / "model.onnx")))
     if method == "k_quant":
         config = nbits.KQuantWeightOnlyQuantConfig()

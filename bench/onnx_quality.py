@@ -103,6 +103,7 @@ def _measure(arguments: argparse.Namespace, work: Path, report: Report) -> list[
                 to="onnx",
                 effort=effort,
                 threads=arguments.threads,
+                settings={"float_activations": True},  # as the peer's files have it
             )
             files[f"kvant {effort} g{block}"] = out / "model.onnx", _weight_bytes(found)
     checkpoint = open_source(arguments.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +13,29 @@ import numpy.typing as npt
 from kvant.export.pieces import Piece
 from kvant.export.shards import Sink, TensorOut
 from kvant.export.work import Job
-from kvant.packing.groups import GROUP_SCALES, Groups
+from kvant.packing.groups import GROUP_SCALES, Groups, ScaleType
+from kvant.packing.half import float_to_bf16
 from kvant.packing.quantise_groups import quantise_groups
+from kvant.packing.small_floats import nearest_e4m3
 from kvant.packing.types import BY_NAME
 
-__all__ = ["FloatTensor", "GroupLayout", "GroupTensor", "OutTensor"]
+__all__ = [
+    "DTYPES",
+    "FloatTensor",
+    "GroupLayout",
+    "GroupTensor",
+    "OutTensor",
+    "scale_type",
+    "stored_scales",
+]
 
 Codes = npt.NDArray[np.uint8]
 Scales = npt.NDArray[np.void]
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Names of dtypes for people to those of safetensors."""
+
+_SCALES: tuple[ScaleType, ...] = ("F32", "F16", "BF16")
 
 
 class OutTensor(ABC):
@@ -96,7 +109,10 @@ class GroupLayout(ABC):
         asks to keep them."""
         return
 
-    keeps_scales: bool = False
+    @property
+    def keeps_scales(self) -> bool:
+        """Whether `finish` needs the scales of all rows."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +161,25 @@ class GroupTensor(OutTensor):
         self.layout.write(sink, self.piece, self.grid, 0, codes, scales)
         kept = scales if self.layout.keeps_scales else None
         self.layout.finish(sink, self.piece, self.grid, kept)
+
+
+def scale_type(dtype: str) -> ScaleType:
+    """The type of scales in a model of ``F32``, ``F16`` or ``BF16``."""
+    for known in _SCALES:
+        if known == dtype:
+            return known
+    raise ValueError(dtype)
+
+
+def stored_scales(grid: Groups, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Scales [rows, groups] as a file has them."""
+    match grid.scale:
+        case "BF16":
+            return np.asarray(float_to_bf16(values).astype("<u2"))
+        case "F16":
+            return np.asarray(values.astype("<f2"))
+        case "E4M3":
+            return np.asarray(nearest_e4m3(values))
+        case "E8M0":
+            return np.asarray(np.frexp(values)[1] + 126).astype(np.uint8)
+    return np.asarray(values.astype("<f4"))

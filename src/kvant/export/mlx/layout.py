@@ -7,18 +7,12 @@ the model's dtype, those of the float modes a byte each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from kvant.export.pieces import Piece
 from kvant.export.shards import Sink, TensorOut
-from kvant.export.tensors import Codes, GroupLayout, Scales
+from kvant.export.tensors import Codes, GroupLayout, Scales, stored_scales
 from kvant.packing.bits import packed_bits
 from kvant.packing.groups import Groups
-from kvant.packing.half import float_to_bf16
-from kvant.packing.small_floats import nearest_e4m3
 
 __all__ = ["MlxLayout"]
 
@@ -51,17 +45,3 @@ class MlxLayout(GroupLayout):
                 continue
             stored = stored_scales(grid, values)
             sink.write(f"{path}.{name}", start * stored.shape[1] * stored.itemsize, stored)
-
-
-def stored_scales(grid: Groups, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Scales [rows, groups] as a file has them."""
-    match grid.scale:
-        case "BF16":
-            return float_to_bf16(values).astype("<u2")
-        case "F16":
-            return values.astype("<f2")
-        case "E4M3":
-            return nearest_e4m3(values)
-        case "E8M0":
-            return (np.frexp(values)[1] + 126).astype(np.uint8)
-    return values.astype("<f4")

@@ -103,7 +103,7 @@ LEVELS = _levels()
 def base_of(
     level: str, path: str, layers: int, layer: int | None, architecture: str, columns: int
 ) -> Base | None:
-    """What the module ``path`` is stored as, as mlx-lm's converter has it; None leaves it as floats.
+    """What mlx-lm's converter stores the module ``path`` as; None leaves it as floats.
 
     Args:
         level: one of `LEVELS`.

@@ -15,7 +15,7 @@ from kvant.export.mlx.names import check_architecture, mlx_pieces
 from kvant.export.overrides import Overrides
 from kvant.export.pieces import Piece
 from kvant.export.target import Level, TargetOptions, TargetResult
-from kvant.export.tensors import DTYPES, FloatTensor, GroupTensor, OutTensor
+from kvant.export.tensors import DTYPES, FloatTensor, GroupTensor, OutTensor, scale_type
 
 __all__ = ["TARGET", "Mlx"]
 
@@ -115,10 +115,9 @@ def _tensor(piece: Piece, base: Base | None, dtype: str, options: TargetOptions)
     importance = None
     if options.importance is not None:
         importance = options.importance.for_tensor(piece.canonical)
-    scale = {"F32": "F32", "F16": "F16", "BF16": "BF16"}[dtype]
     return GroupTensor(
         piece,
-        base.grid(scale),  # type: ignore[arg-type]  # one of ScaleType
+        base.grid(scale_type(dtype)),
         MlxLayout(),
         base.name,
         importance,

@@ -33,7 +33,7 @@ class Grid(Protocol):
         ...
 
     def fit(self, x: Floats, importance: Floats) -> Scales:
-        """Scales [rows] of blocks ``x`` [rows, block]; ``importance`` [rows, block] weighs errors."""
+        """Scales [rows] of blocks [rows, block], errors weighed by ``importance``, as large."""
         ...
 
     def encode(self, x: Floats, scales: Scales) -> Codes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,3 +105,19 @@ def test_a_gguf_file_becomes_a_folder_that_runs(tmp_path: Path) -> None:
     found = more(running, 8)
     assert found == likeliest(wanted, ids, found)
     assert ort.session(tmp_path / "out").get_outputs()[0].name == "logits"
+
+
+def test_the_guides_examples_run(
+    folder: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model-onnx").symlink_to(folder)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "onnx.md").read_text()
+    names: dict[str, Any] = {}
+    examples = re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        exec(compile(example, "guide", "exec"), names)
+    first, second = capsys.readouterr().out.split("Once upon a time")[1:]
+    assert len(first) > 40
+    assert first.strip() == second.strip()

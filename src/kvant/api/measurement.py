@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kvant.tokenizer.build import Tokenizer
     from kvant.tokenizer.definition import TokenizerDefinition
 
-__all__ = ["corpus_of", "evaluate", "open_subject", "read_text"]
+__all__ = ["corpus_of", "evaluate", "open_subject", "read_text", "tokenizer_of_all"]
 
 _MAX_TEXT_BYTES = 1 << 30
 
@@ -87,7 +87,7 @@ def evaluate(
         opened, names = [base, *opened], [choose(base, for_base), *names]
     content = read_text(text)
     definitions = [artefact.tokenizer() for artefact in opened]
-    tokenizer = _common_tokenizer(opened, definitions, content)
+    tokenizer = tokenizer_of_all(opened, definitions, content)
     corpus = Corpus.from_tokens(
         tokenizer.encode(content, add_special=False),
         bos=_bos(tokenizer),
@@ -125,7 +125,7 @@ def evaluate(
     return results
 
 
-def _common_tokenizer(
+def tokenizer_of_all(
     artefacts: Sequence[Artefact], definitions: Sequence[TokenizerDefinition | None], text: str
 ) -> Tokenizer:
     """The first one's tokenizer, after a check that all others read the text's start as it does.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kvant.errors import InputError, MissingExtraError, UnsupportedError
 from kvant.files.source import printable
@@ -120,6 +122,7 @@ class LlamaCppStepper:
     """
 
     whole = False
+    how = "llama_decode, float16 cache, its defaults"
 
     def __init__(self, path: Path, *, threads: int, context: int, sequences: int = 1) -> None:
         """Load the file (the first shard of a split one) and set memory for the cache aside.
@@ -187,17 +190,34 @@ class LlamaCppStepper:
             parts.append(self._decode(sequence, part, "none" if early else wanted))
         return np.concatenate(parts)
 
+    def feed_together(self, sequences: Sequence[LlamaCppSequence], tokens: Tokens, /) -> Logits:
+        """See `Together`."""
+        places = [(sequence.id, sequence.length) for sequence in sequences]
+        rows = self._run(tokens, places, np.ones(len(tokens), np.int8))
+        for sequence in sequences:
+            sequence.length += 1
+        return rows
+
     def _decode(self, sequence: LlamaCppSequence, tokens: Tokens, wanted: Wanted) -> Logits:
-        batch, count = self._batch, len(tokens)
-        flags = np.full(count, wanted == "all", np.int8)
+        flags = np.full(len(tokens), wanted == "all", np.int8)
         flags[-1] = wanted != "none"
-        batch.n_tokens = count
-        for i, token in enumerate(tokens.tolist()):
-            batch.token[i], batch.pos[i], batch.logits[i] = token, sequence.length + i, flags[i]
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence.id
+        start = sequence.length
+        places = [(sequence.id, start + i) for i in range(len(tokens))]
+        rows = self._run(tokens, places, flags)
+        sequence.length += len(tokens)
+        return rows
+
+    def _run(
+        self, tokens: Tokens, places: Sequence[tuple[int, int]], flags: npt.NDArray[np.int8]
+    ) -> Logits:
+        """One call: tokens, the sequence and position of each, and which rows are wanted."""
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, (token, (place, position)) in enumerate(zip(tokens.tolist(), places, strict=True)):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, position, flags[i]
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, place
         if status := self._lib.llama_decode(self._context, batch):
             raise InputError(f"llama.cpp could not run the model: llama_decode gives {status}.")
-        sequence.length += count
         rows = int(flags.sum())
         if not rows:
             self._lib.llama_synchronize(self._context)

@@ -53,6 +53,7 @@ class MlxStepper:
 
     whole = False
     context = None
+    how = "mlx-lm's model and cache, a call a step"
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
         """Load the model; on a GPU, its arithmetic is in the type its floats are stored in.

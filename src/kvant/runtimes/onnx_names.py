@@ -40,18 +40,24 @@ class OnnxNames:
     position_ids: str | None
     logits: str
     cache: tuple[tuple[str, str], ...]
+    in_place: bool = False
+    """Whether the graph can write keys and values into the buffer that it reads them from."""
 
 
 def genai_model(folder: Path) -> Mapping[str, Any]:
     """What genai_config.json says of the model; empty where there is none."""
+    return _genai(folder, "model")
+
+
+def _genai(folder: Path, part: str) -> Mapping[str, Any]:
     path = folder / GENAI
     if not path.exists():
         return {}
     values = read_json(path)
-    model = values.get("model") if isinstance(values, dict) else None
-    if not isinstance(model, dict):
-        raise FileFormatError(f"{path}: expected an object with 'model'. Fetch the file again.")
-    return model
+    found = values.get(part, {}) if isinstance(values, dict) else None
+    if not isinstance(found, dict):
+        raise FileFormatError(f"{path}: expected an object with {part!r}. Fetch the file again.")
+    return found
 
 
 def find_graph(source: Path) -> Path:
@@ -110,7 +116,8 @@ def read_names(path: Path, inputs: Collection[str], outputs: Collection[str]) ->
             f"{path}: the graph has an input {quote(rest[0])} that kvant has nothing for, expected "
             "tokens, mask, positions and a cache of keys and values. Export it without."
         )
-    return OnnxNames(ids, mask, positions, logits, cache)
+    shared = _genai(path.parent, "search").get("past_present_share_buffer") is True
+    return OnnxNames(ids, mask, positions, logits, cache, shared and mask is not None)
 
 
 def _cache(

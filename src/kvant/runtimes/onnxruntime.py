@@ -67,7 +67,7 @@ class OnnxStepper:
         Args:
             folder: the folder, or its ``.onnx`` file.
             threads: processors for one operator.
-            context: most tokens of a sequence, where known.
+            context: most tokens of a sequence, where known; memory for as many is set aside.
 
         Raises:
             MissingExtraError: ONNX Runtime is not installed.
@@ -98,15 +98,26 @@ class OnnxStepper:
         self.context = context
         self.whole = not self.names.cache
         self._cpu = ort.OrtValue.ortvalue_from_numpy
+        # As onnxruntime-genai runs it: room for all tokens from the start, written in place.
+        self._room = context if self.names.in_place and context is not None else 0
+
+    @property
+    def how(self) -> str:
+        """How the graph is run."""
+        cache = "written in place" if self._room else "given back anew each step"
+        return (
+            f"a session on the processor, keys and values {'recomputed' if self.whole else cache}"
+        )
 
     def sequence(self) -> OnnxSequence:
         """A new, empty sequence."""
-        return OnnxSequence({past: self._empty(past) for past, _ in self.names.cache})
+        cache = {past: self._empty(past) for past, _ in self.names.cache}
+        return OnnxSequence(cache, in_place=self._room > 0)
 
     def _empty(self, name: str) -> Any:
         """A cache of no tokens: batch 1, what is symbolic besides is the length."""
         given = self._inputs[name]
-        shape = [n if isinstance(n, int) else 0 for n in given.shape]
+        shape = [n if isinstance(n, int) else self._room for n in given.shape]
         shape[0] = 1
         return self._cpu(np.zeros(shape, self._dtype(name)))
 
@@ -135,8 +146,11 @@ class OnnxStepper:
         for name, value in sequence.cache.items():
             binding.bind_ortvalue_input(name, value)
         binding.bind_output(names.logits, "cpu")
-        for _, present in names.cache:
-            binding.bind_output(present, "cpu")
+        for past, present in names.cache:
+            if sequence.in_place:
+                binding.bind_ortvalue_output(present, sequence.cache[past])
+            else:
+                binding.bind_output(present, "cpu")
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
@@ -144,7 +158,8 @@ class OnnxStepper:
                 f"{self.path}: {version_text()} could not run it: {printable(str(error), 300)}"
             ) from None
         logits, *presents = binding.get_outputs()
-        sequence.cache = dict(zip((past for past, _ in names.cache), presents, strict=True))
+        if not sequence.in_place:
+            sequence.cache = dict(zip((past for past, _ in names.cache), presents, strict=True))
         sequence.length = total
         if wanted == "none":
             return np.empty((0, self.vocab_size), np.float32)
@@ -160,13 +175,14 @@ class OnnxStepper:
 class OnnxSequence:
     """The keys and values of one sequence, as the graph last gave them."""
 
-    def __init__(self, cache: dict[str, Any]) -> None:
+    def __init__(self, cache: dict[str, Any], *, in_place: bool) -> None:
         self.cache = cache
+        self.in_place = in_place
         self.length = 0
 
     def truncate(self, length: int, /) -> None:
         """Forget all tokens but the first ``length``."""
-        for name, value in self.cache.items():
+        for name, value in () if self.in_place else self.cache.items():
             array = value.numpy()
             self.cache[name] = type(value).ortvalue_from_numpy(
                 np.ascontiguousarray(array[:, :, :length])

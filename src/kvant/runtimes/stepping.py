@@ -8,7 +8,7 @@ steps and their time, which speed wants (`sequence`, `step`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,11 @@ class Stepper(Protocol[S]):
         """Whether a sequence has to be given in one piece: the model keeps nothing."""
         ...
 
+    @property
+    def how(self) -> str:
+        """How the runtime is used, in a few words."""
+        ...
+
     def sequence(self) -> S:
         """A new, empty sequence."""
         ...
@@ -70,6 +75,15 @@ class Stepper(Protocol[S]):
         Returns:
             float32 [rows, vocab_size]: a row for each token, one for the last, or none.
         """
+        ...
+
+
+@runtime_checkable
+class Together(Protocol[S]):
+    """A stepper that gives several sequences a token each in one step."""
+
+    def feed_together(self, sequences: Sequence[S], tokens: Tokens, /) -> Logits:
+        """Add ``tokens[i]`` to ``sequences[i]``; float32 [sequences, vocab_size]."""
         ...
 
 
@@ -128,6 +142,16 @@ class StepRunner(Generic[S]):
         if context is not None and tokens.shape[1] > context:
             raise ContextError(tokens.shape[1], context)
 
+    @property
+    def together(self) -> bool:
+        """Whether several sequences can get a token each in one step."""
+        return isinstance(self._stepper, Together)
+
+    @property
+    def how(self) -> str:
+        """How the runtime is used, for whoever reads its speed."""
+        return self._stepper.how
+
     # ---- speed -------------------------------------------------------------------------------
 
     def sequence(self) -> S:
@@ -137,6 +161,14 @@ class StepRunner(Generic[S]):
     def step(
         self, entries: Sequence[tuple[S, Tokens]], /, *, logits: Literal["last", "none"]
     ) -> Logits:
-        """Add tokens to sequences, one after another; a row of logits an entry, or no row."""
+        """Add tokens to sequences; a row of logits an entry, or no row.
+
+        Single tokens of several sequences go in one step where the runtime can, everything else
+        one sequence after another.
+        """
+        if len(entries) > 1 and self.together and all(len(ids) == 1 for _, ids in entries):
+            assert isinstance(self._stepper, Together)
+            ids = np.concatenate([ids for _, ids in entries])
+            return self._stepper.feed_together([sequence for sequence, _ in entries], ids)
         rows = [self._stepper.feed(sequence, ids, logits) for sequence, ids in entries]
         return np.concatenate(rows) if rows else np.empty((0, self.vocab_size), np.float32)

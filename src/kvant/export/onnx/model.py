@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kvant.checkpoint.open_onnx import DATA_FILE, MODEL_FILE
 from kvant.export.onnx.package import onnx_package
 from kvant.version import __version__
 
 __all__ = ["DATA_FILE", "MODEL_FILE", "Blob", "Dim", "ModelBuilder"]
-
-MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
 
 _OPSET = 23
 _OPSET_INT2 = 25

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from kvant.calibration.importance import Importance
 from kvant.checkpoint import Checkpoint
+from kvant.checkpoint.open_onnx import COLUMNS_KEY, TENSORS_KEY
 from kvant.checkpoint.pooling import Pooling
 from kvant.errors import UnsupportedError
 from kvant.export.onnx.emit import Emitter, FloatType, Term
@@ -17,13 +18,7 @@ from kvant.export.onnx.weights import BlockRows, Job
 from kvant.graph.ops import Moe, run
 from kvant.packing.groups import Groups
 
-__all__ = ["COLUMNS_KEY", "TENSORS_KEY", "OnnxPlan", "plan_onnx", "refuse_unsupported"]
-
-TENSORS_KEY = "kvant.tensors"
-"""Metadata of the graph: a JSON object, canonical name of a weight to its level or float type."""
-
-COLUMNS_KEY = "kvant.columns"
-"""The same, a JSON list: names of weights that lie [inputs, outputs]."""
+__all__ = ["OnnxPlan", "plan_onnx", "refuse_unsupported"]
 
 
 @dataclass(frozen=True, slots=True)

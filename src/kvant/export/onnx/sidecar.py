@@ -11,7 +11,7 @@ from typing import Any
 
 from kvant.checkpoint import Checkpoint
 from kvant.errors import KvantError
-from kvant.export.companions import companions, json_bytes
+from kvant.export.companions import companions, config_values, json_bytes
 from kvant.export.onnx.model import MODEL_FILE
 
 __all__ = ["genai_config", "sidecar_files"]
@@ -31,6 +31,10 @@ def sidecar_files(
         InputError: a file of the tokenizer's cannot be read.
     """
     files, notes = companions(checkpoint)
+    try:  # what the weights are of: nothing but kvant reads it here
+        files = {**files, "config.json": json_bytes(config_values(checkpoint, "float32"))}
+    except KvantError as error:
+        notes = (*notes, f"config.json was left out, so kvant cannot read the folder back: {error}")
     if "tokenizer.json" not in files and not notes:
         notes = (
             "The source has no tokenizer.json; onnxruntime-genai needs one and will not run "

@@ -1,4 +1,4 @@
-"""ONNX files made to do harm, or damaged: each case writes one into a folder and returns its path."""
+"""ONNX files made to do harm, or damaged: a case writes one into a folder, returns its path."""
 
 from __future__ import annotations
 

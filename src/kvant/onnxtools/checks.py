@@ -30,11 +30,44 @@ def check_structure(proto: Any, where: str) -> None:
             f"version {proto.ir_version}, {len(proto.graph.node)} nodes and "
             f"{len(proto.graph.output)} outputs. Name a file that onnx saved."
         )
+    _check_names(proto, where)
     if not proto.opset_import:
         raise FileFormatError(f"{where}: names no opset, so its operators have no meaning.")
     _check_functions(proto, where)
     check_order(proto.graph, set(), where)
     _check_operators(proto, where)
+
+
+def _check_names(proto: Any, where: str) -> None:
+    """Names are text; protobuf's fast reader hands out bytes where they are not UTF-8."""
+    names = [entry.domain for entry in proto.opset_import]
+    names += [text for function in proto.functions for text in (function.name, function.domain)]
+    names += [tensor.name for tensor in tensors(proto)]
+    graphs = [proto.graph, *_inner_graphs(_nodes_of(proto))]
+    for graph in graphs:
+        names += [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
+    for node in _nodes_of(proto):
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        names += [attribute.name for attribute in node.attribute]
+    for name in names:
+        if not isinstance(name, str):
+            raise FileFormatError(
+                f"{where}: a name is not text: {name[:40]!r}. The file is damaged; get it again."
+            )
+
+
+def _nodes_of(proto: Any) -> Iterable[Any]:
+    yield from _all_nodes(proto.graph.node)
+    for function in proto.functions:
+        yield from _all_nodes(function.node)
+
+
+def _inner_graphs(nodes: Iterable[Any]) -> Iterable[Any]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield attribute.g
+            yield from attribute.graphs
 
 
 def check_order(graph: Any, outer: set[str], where: str, depth: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""``kvant quantize``: a checkpoint becomes a quantised file or folder, an ONNX model one of its kind."""
+"""``kvant quantize``: a model becomes a quantised one, in the format its runtime loads."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from kvant.errors import FileFormatError, UnsupportedError, UsageError
 from kvant.files.config_json import parse_json
-from kvant.registry.describe import Details, license_of
+from kvant.registry.details import Details, license_of
 from kvant.registry.index import Row
 from kvant.registry.manifest import MOST_TEXT, Descriptor, Manifest, Role
 from kvant.registry.modelfile import Message, Modelfile, jinja_of

@@ -137,6 +137,9 @@ def _confirmed(
     for file in files:
         run = child([tool, "-m", file, "--kl-divergence-base", logits, "--kl-divergence"])
         match = re.search(r"Mean\s+KLD:\s+([0-9.]+)", run.output)
+        if match is None:  # it now and then loses the end of what it prints; a line a chunk remains
+            rows = r"^ *\d+ +[\d.]+ ± +[\d.]+ +[-\d.]+ ± +[\d.]+ +([\d.]+) ±"
+            match = next(reversed(list(re.finditer(rows, run.output, re.MULTILINE))), None)
         if match is None:
             raise SystemExit(
                 f"llama-perplexity said no mean divergence of {file}:\n{run.output[-2000:]}"

@@ -31,15 +31,22 @@ void over_rows(int64_t rows, int threads, const Work& work) {
   for (std::thread& thread : started) thread.join();
 }
 
-// The levels of a row's block: what the packing makes of a block that has one code everywhere.
+// The levels of a row's block: what the packing makes of a block that has one code everywhere, or
+// the same at every place.
 class RowLevels {
  public:
   explicit RowLevels(const BlockColumn& c)
-      : column_(c), count_(c.even ? 2 : 1 << c.bits), block_(c.packing->block),
+      : column_(c), count_(c.even ? 2 : 1 << c.bits), block_(c.width()),
         values_(size_t(count_ * block_)), codes_(size_t(block_)) {}
 
   Levels of(int64_t row) {
     for (int c = 0; c < count_; ++c) {
+      if (!column_.packing) {
+        const float level = column_.table ? column_.table[c] : float(c);
+        const float value = column_.base[row] + column_.step[row] * level;
+        std::fill_n(values_.begin() + c * block_, block_, value);
+        continue;
+      }
       std::memset(codes_.data(), c, codes_.size());
       column_.packing->decode(codes_.data(), column_.scales + row, values_.data() + c * block_, 1);
     }
@@ -59,7 +66,7 @@ class RowLevels {
 void carry_rows(const BlockColumn& c, float* w, int64_t stride, const float* factor,
                 const float* inverse, float* error, int threads) {
   const FeedbackKernels& kernels = *current_isa().feedback;
-  const int64_t block = c.packing->block;
+  const int64_t block = c.width();
   over_rows(c.rows, threads, [&](int64_t first, int64_t last) {
     RowLevels levels(c);
     for (int64_t row = first; row < last; ++row)
@@ -71,7 +78,7 @@ void carry_rows(const BlockColumn& c, float* w, int64_t stride, const float* fac
 void descend_rows(const BlockColumn& c, float* q, float* r, int64_t stride, const float* moments,
                   const float* inverse, float* change, int threads) {
   const FeedbackKernels& kernels = *current_isa().feedback;
-  const int64_t block = c.packing->block;
+  const int64_t block = c.width();
   over_rows(c.rows, threads, [&](int64_t first, int64_t last) {
     RowLevels levels(c);
     for (int64_t row = first; row < last; ++row)

@@ -20,10 +20,11 @@ from kvant.version import __version__
 
 if TYPE_CHECKING:
     from kvant.api.advice import Doctor, Recommendation, doctor, recommend
+    from kvant.api.artefact import Artefact
     from kvant.api.benchmark import BenchReport, benchmark
     from kvant.api.calibration import CalibrationReport, calibrate
     from kvant.api.catalogue import Formats, formats
-    from kvant.api.conversion import Artefact, convert, quantize
+    from kvant.api.conversion import convert, quantize
     from kvant.api.demonstration import DemoReport, demo
     from kvant.api.inspection import Inspection, inspect
     from kvant.api.measurement import evaluate
@@ -84,7 +85,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Artefact": "kvant.api.conversion",
+    "Artefact": "kvant.api.artefact",
     "BenchReport": "kvant.api.benchmark",
     "CalibrationReport": "kvant.api.calibration",
     "Completion": "kvant.engine.results",

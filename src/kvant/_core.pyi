@@ -48,6 +48,39 @@ def descend(
     change: _F32,
     threads: int,
 ) -> None: ...
+def carry_group(
+    bits: int,
+    base: _F32,
+    step: _F32,
+    table: _F32 | None,
+    w: _F32,
+    start: int,
+    factor: _F32,
+    inverse: _F32,
+    codes: _U8,
+    error: _F32,
+    threads: int,
+) -> None: ...
+def descend_group(
+    bits: int,
+    base: _F32,
+    step: _F32,
+    table: _F32 | None,
+    q: _F32,
+    r: _F32,
+    start: int,
+    moments: _F32,
+    inverse: _F32,
+    codes: _U8,
+    change: _F32,
+    threads: int,
+) -> None: ...
+def group_range(x: _F32, lo: _F32, hi: _F32) -> None: ...
+def group_search(
+    bits: int, zero: int, scale: int, x: _F32, w: _F32 | None, widths: _F32, d: _F32, z: _F32
+) -> None: ...
+def group_encode(bits: int, zero: int, x: _F32, d: _F32, z: _F32, codes: _U8) -> None: ...
+def pack_bits(codes: _U8, bits: int, out: _U8) -> None: ...
 def walk_texts(data: bytes, start: int, most: int) -> tuple[int, int, bool]: ...
 def decode_texts(data: bytes, count: int) -> list[str]: ...
 def cpu_features() -> list[str]: ...

@@ -18,7 +18,8 @@ import kvant
 from kvant.checkpoint import open_checkpoint
 from kvant.engine import load_engine
 from kvant.errors import FileFormatError, UnsupportedError
-from kvant.files.raw import e4m3_values, e8m0_values, unpacked
+from kvant.files.raw import unpacked
+from kvant.packing.small_floats import E4M3, E8M0
 
 Tensors = dict[str, tuple[str, npt.NDArray[Any]]]
 F32 = npt.NDArray[np.float32]
@@ -96,7 +97,7 @@ def fp8(path: str, shape: tuple[int, int]) -> tuple[Tensors, F32]:
         f"{path}.weight": ("F8_E4M3", codes),
         f"{path}.weight_scale_inv": ("F32", scale),
     }
-    return parts, e4m3_values()[codes] * big
+    return parts, E4M3[codes] * big
 
 
 def per_channel(path: str, shape: tuple[int, int]) -> tuple[Tensors, F32]:
@@ -107,7 +108,7 @@ def per_channel(path: str, shape: tuple[int, int]) -> tuple[Tensors, F32]:
         f"{path}.weight_scale": ("F32", scale),
         f"{path}.input_scale": ("F32", np.ones(1, np.float32)),
     }
-    return parts, e4m3_values()[codes] * scale
+    return parts, E4M3[codes] * scale
 
 
 def nf4(nested: bool) -> Callable[[str, Any], Any]:
@@ -160,8 +161,8 @@ def mlx(bits: int, group: int, mode: str = "affine") -> Callable[[str, Any], Any
             return parts, (w.astype(np.float32) + np.repeat(bias.astype(np.float32), group, 1))
         codes = RNG.integers(100, 120, groups).astype(np.uint8)
         parts[f"{path}.scales"] = ("U8", codes)
-        scale = (e4m3_values() if mode == "nvfp4" else e8m0_values())[codes]
-        values = e4m3_values()[q] if mode == "mxfp8" else E2M1[q]
+        scale = (E4M3 if mode == "nvfp4" else E8M0)[codes]
+        values = E4M3[q] if mode == "mxfp8" else E2M1[q]
         return parts, values * np.repeat(scale, group, 1)
 
     return make
@@ -356,7 +357,7 @@ def test_bit_streams() -> None:
 
 
 def test_values_of_small_floats() -> None:
-    e4m3 = e4m3_values()
+    e4m3 = E4M3
     assert (e4m3[0x01], e4m3[0x38], e4m3[0x7E], e4m3[0xBC]) == (2.0**-9, 1.0, 448.0, -1.5)
     assert np.isnan(e4m3[[0x7F, 0xFF]]).all()
-    assert (e8m0_values()[127], e8m0_values()[0]) == (1.0, 2.0**-127)
+    assert (E8M0[127], E8M0[0]) == (1.0, 2.0**-127)

@@ -6,6 +6,7 @@ import pytest
 from kvant.packing import all_packings, get, native
 from kvant.quant.methods import METHODS, Problem, Quantised, applies
 from kvant.quant.methods.feedback import damped, feedback, fitted, inverse_factor
+from kvant.quant.methods.grid import grid_of
 from kvant.quant.methods.refine import refine
 
 PACKINGS = sorted(p.name for p in all_packings() if applies(p.name))
@@ -42,7 +43,7 @@ def textbook_gptq(problem, damping):
     for start in range(0, w.shape[1], packing.block):
         stop = start + packing.block
         scales = fitted(
-            problem.packing, w[:, start:stop].astype(np.float32), importance[start:stop]
+            grid_of(problem.packing), w[:, start:stop].astype(np.float32), importance[start:stop]
         )
         tables = [
             levels_of(problem.packing, scales[r : r + 1], 1 << packing.bits) for r in range(len(w))

@@ -92,7 +92,7 @@ def test_who_goes_away_frees_the_engine(server: Served) -> None:
         next(pieces)
         assert server.metric("vllm:num_requests_running") == 1
     server.until(lambda: server.metric("vllm:num_requests_running") == 0)
-    whole = {**LONG, "stream": False}
+    whole = {**LONG, "stream": False, "n": 16}  # longer than the client waits
     with pytest.raises(httpx.TimeoutException):
         server.http.post("/v1/completions", json=whole, timeout=0.2)
     server.until(lambda: server.metric("vllm:num_requests_running") == 0)

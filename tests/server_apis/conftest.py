@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 import uvicorn
 from api_backends import Recorder, Scripted, Shelf
@@ -26,6 +27,7 @@ class Serving:
     def __init__(self, backend: Recorder | Scripted, shelf: Shelf, port: int) -> None:
         self.backend, self.shelf = backend, shelf
         self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(base_url=self.url, timeout=60)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def check_shape(path: str, found: httpx.Response) -> str:
     ],
 )
 def test_bodies_that_are_none(scripted, path, body, words):
-    found = httpx.post(scripted.url + path, content=body)
+    found = scripted.http.post(path, content=body)
     assert found.status_code == 400
     assert words in check_shape(path, found)
 
@@ -112,7 +112,7 @@ def test_a_body_that_is_too_large(scripted):
 )
 def test_fields_that_are_wrong(scripted, change, param):
     body = json.dumps({**CHAT, **change})
-    found = httpx.post(f"{scripted.url}/v1/chat/completions", content=body)
+    found = scripted.http.post("/v1/chat/completions", content=body)
     assert found.status_code == 400
     check_shape("/v1/chat/completions", found)
     if param is not None:
@@ -131,7 +131,7 @@ def test_what_asks_for_nothing_is_taken(scripted):
         "stop": None,
         "tools": [],
     }
-    found = httpx.post(f"{scripted.url}/v1/chat/completions", json={**CHAT, **nothing})
+    found = scripted.http.post("/v1/chat/completions", json={**CHAT, **nothing})
     assert found.status_code == 200
     job = scripted.backend.jobs[-1]
     assert (job.max_tokens, job.sampling, job.stop) == (5, {}, ())
@@ -157,10 +157,10 @@ def test_other_fields_that_are_wrong(scripted):
         ("/v1/messages", {"model": "a", "messages": ASK}, "max_tokens"),
         ("/v1/messages", {"model": "a", "max_tokens": 5, "messages": ASK, "top_k": -1}, "top_k"),
     ]:
-        found = httpx.post(scripted.url + path, json=body)
+        found = scripted.http.post(path, json=body)
         assert found.status_code == 400, (path, body)
         assert words in check_shape(path, found)
-    found = httpx.post(f"{scripted.url}/api/blobs/sha256:zz", content=b"x")
+    found = scripted.http.post("/api/blobs/sha256:zz", content=b"x")
     assert found.status_code == 400
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 
-import httpx
 import pytest
 
 ollama = pytest.importorskip("ollama")
@@ -204,22 +203,22 @@ def test_create(shelf, scripted, tmp_path):
     shelf.create("mine", files={"model.gguf": digest}, quantize="Q4_K_M")
     assert scripted.shelf.made[-1].files == {"model.gguf": digest}
     assert scripted.shelf.made[-1].quantize == "Q4_K_M"
-    assert httpx.head(f"{scripted.url}/api/blobs/{digest}").status_code == 200
+    assert scripted.http.head(f"/api/blobs/{digest}").status_code == 200
     absent = "sha256:" + "1" * 64
-    assert httpx.head(f"{scripted.url}/api/blobs/{absent}").status_code == 404
+    assert scripted.http.head(f"/api/blobs/{absent}").status_code == 404
     for name in ("../x", "/etc/passwd", "a/../../b", ""):
         with pytest.raises(ollama.ResponseError, match="names of files"):
             shelf.create("mine", files={name: digest})
 
 
 def test_version_and_life(scripted):
-    assert httpx.head(scripted.url).status_code == 200
-    assert httpx.get(scripted.url).text == "Ollama is running"
-    found = httpx.get(f"{scripted.url}/api/version").json()
+    assert scripted.http.head("/").status_code == 200
+    assert scripted.http.get("/").text == "Ollama is running"
+    found = scripted.http.get("/api/version").json()
     assert found["version"].count(".") == 2
 
 
 def test_curl_needs_no_content_type(demo):
     body = json.dumps({"model": "demo", "prompt": "x", "stream": False, "options": COLD})
-    found = httpx.post(f"{demo.url}/api/generate", content=body)
+    found = demo.http.post("/api/generate", content=body)
     assert found.json()["done"] is True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from contextlib import suppress
+from pathlib import Path
 
-import httpx
 import pytest
 from starlette.routing import Route
 
@@ -20,11 +21,11 @@ from hypothesis.errors import Unsatisfiable  # noqa: E402
 from schemathesis.checks import not_a_server_error  # noqa: E402
 from schemathesis.generation import GenerationMode  # noqa: E402
 
-EXAMPLES = 6
+EXAMPLES = 4
 
 
 def test_every_route_is_in_it(scripted):
-    found = httpx.get(f"{scripted.url}/openapi.json").json()
+    found = scripted.http.get("/openapi.json").json()
     served = {
         (method, route.path.replace(":path}", "}"))
         for module in (openai, ollama, anthropic)
@@ -120,3 +121,11 @@ def test_the_real_model_finds_no_5xx_either(demo, only):
         case.validate_response(response, checks=[not_a_server_error])
 
     run()
+
+
+def test_the_page_is_what_the_classes_say():
+    place = Path(__file__).resolve().parents[2] / "scripts" / "api_page.py"
+    spec = importlib.util.spec_from_file_location("api_page", place)
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    assert page.PAGE.read_text() == page.text(), "run scripts/api_page.py"

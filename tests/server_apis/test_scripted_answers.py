@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import httpx
 import pytest
 
 from kvant.errors import ContextError, MissingExtraError, UnsupportedError
@@ -203,14 +202,14 @@ def test_errors_have_statuses(scripted, error, status, code, kind, caplog):
     scripted.backend.script.refuse = error
     told = "An internal error; the server's log says more." if status == 500 else str(error)
     asked = {"model": "any", "messages": ASK, "max_tokens": 5, "stream": True}
-    found = httpx.post(f"{scripted.url}/v1/chat/completions", json=asked)
+    found = scripted.http.post("/v1/chat/completions", json=asked)
     assert found.status_code == status
     assert found.json()["error"]["code"] == code
     assert found.json()["error"]["message"] == told
     assert found.headers.get("retry-after") == {429: "3", 503: "1"}.get(status)
-    found = httpx.post(f"{scripted.url}/api/chat", json=asked)
+    found = scripted.http.post("/api/chat", json=asked)
     assert (found.status_code, found.json()) == (status, {"error": told})
-    found = httpx.post(f"{scripted.url}/v1/messages", json=asked)
+    found = scripted.http.post("/v1/messages", json=asked)
     assert found.status_code == status
     assert found.json() == {"type": "error", "error": {"type": kind, "message": told}}
 

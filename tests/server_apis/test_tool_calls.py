@@ -8,16 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvant.server.events import CallEnd, CallPart, CallStart, Text
 from kvant.server.json_scan import ObjectScan
 from kvant.server.template_traits import traits_of
-from kvant.server.tool_calls import (
-    CallEnd,
-    CallPart,
-    CallStart,
-    NamedCallReader,
-    Text,
-    ToolCallReader,
-)
+from kvant.server.tool_calls import NamedCallReader, ToolCallReader
 
 TOOLS = {
     "get_weather": {"type": "object", "properties": {"city": {"type": "string"}}},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kvant import evaluate, quantize
-from kvant.api.conversion import Artefact
+from kvant.api.artefact import Artefact
 from kvant.checkpoint import open_checkpoint
 from kvant.cli.main import main
 from kvant.errors import OutputError, UsageError

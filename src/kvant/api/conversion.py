@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kvant.api.artefact import Artefact, TensorReport
 from kvant.api.calibration import calibration_chunks
 from kvant.api.effort import (
     Effort,
@@ -36,85 +37,56 @@ from kvant.quant.presets import preset
 from kvant.quant.recipe import Recipe
 from kvant.quant.recipe_file import is_recipe_file, read_recipe, recipe_text
 
-__all__ = ["Artefact", "TensorReport", "convert", "quantize"]
+__all__ = ["convert", "quantize"]
 
 _FLOAT_TYPES = ("F32", "F16", "BF16")
-
-
-@dataclass(frozen=True, slots=True)
-class TensorReport:
-    """What became of one tensor. ``wanted`` differs from ``packing`` where rows did not fit."""
-
-    name: str
-    shape: tuple[int, ...]
-    source_type: str
-    packing: str
-    wanted: str
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Artefact:
-    """Files that were written, or would be (``dry_run``): then ``seconds`` is None."""
-
-    paths: tuple[Path, ...]
-    recipe: str
-    nbytes: int
-    bits_per_weight: float
-    parameters: int
-    tensors: tuple[TensorReport, ...]
-    notes: tuple[str, ...]
-    seconds: float | None
-    beside: tuple[Path, ...] = ()
-    """The evidence and the model card."""
-
-    def to_json(self) -> dict[str, object]:
-        """As plain data."""
-        return {
-            "paths": [str(p) for p in self.paths],
-            "beside": [str(p) for p in self.beside],
-            "recipe": self.recipe,
-            "bytes": self.nbytes,
-            "bpw": self.bits_per_weight,
-            "parameters": self.parameters,
-            "seconds": self.seconds,
-            "notes": list(self.notes),
-            "tensors": [
-                {
-                    "name": t.name,
-                    "shape": list(t.shape),
-                    "source_type": t.source_type,
-                    "packing": t.packing,
-                    "wanted": t.wanted,
-                    "bytes": t.nbytes,
-                }
-                for t in self.tensors
-            ],
-        }
 
 
 def convert(
     source: Source,
     output: Source | None = None,
     *,
-    dtype: str = "bf16",
+    to: str = "gguf",
+    dtype: str | None = None,
     lora: Source | None = None,
     threads: int | None = None,
     split_size: int | None = None,
     pre_tokenizer: str | None = None,
+    verify: bool = True,
+    settings: Mapping[str, object] | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Artefact:
-    """Write an unquantised GGUF file.
+    """Write an unquantised model: a GGUF file, or a folder for another target.
 
-    ``dtype`` is ``bf16``, ``f16`` or ``f32`` for matrices; vectors are F32 always. ``lora`` is the
-    folder of a PEFT adapter to merge.
+    In GGUF ``dtype`` is ``bf16`` (the default), ``f16`` or ``f32`` for matrices; vectors are F32
+    always. For other targets (`kvant.api.targets`) it is that of everything, by default the
+    source's; what was written is compared with the source unless ``verify`` is false. ``lora`` is
+    the folder of a PEFT adapter to merge.
 
     Raises:
-        UsageError: another dtype. Otherwise as `quantize`.
+        UsageError: another dtype or target. Otherwise as `quantize`.
     """
-    recipe = preset(dtype)
+    if to != "gguf":
+        from kvant.api.targets import write_target
+
+        return write_target(
+            source,
+            to,
+            None,
+            output,
+            dtype=dtype,
+            lora=lora,
+            threads=threads,
+            split_size=split_size,
+            verify=verify,
+            settings=settings,
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    recipe = preset(dtype or "bf16")
     if recipe.quantised:
         raise UsageError(
             f"convert writes bf16, f16 or f32, got {dtype!r}; for {recipe.name} use "
@@ -140,6 +112,8 @@ def quantize(
     recipe: str | Recipe,
     output: Source | None = None,
     *,
+    to: str = "gguf",
+    dtype: str | None = None,
     threads: int | None = None,
     tensors: Sequence[str] = (),
     importance: Source | Importance | None = None,
@@ -153,11 +127,13 @@ def quantize(
     pre_tokenizer: str | None = None,
     evidence: bool | None = None,
     making: Making | None = None,
+    verify: bool = True,
+    settings: Mapping[str, object] | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Artefact:
-    """Write a quantised GGUF file.
+    """Write a quantised model: a GGUF file, or a folder for another target.
 
     ``fast`` takes one pass over the file, in memory that does not grow with the model. ``balanced``
     and ``best`` run the model over a text, layer by layer, and choose each weight's code by what
@@ -168,6 +144,9 @@ def quantize(
         recipe: a preset's name, in any case, a recipe's file (its name ends in .json), or a recipe.
         output: file to write; a folder gets the conventional name; by default that name in the
             current folder.
+        to: ``gguf``, or another target (`kvant.api.targets`): then ``recipe`` is one of its levels,
+            and ``output`` a folder.
+        dtype: for other targets, of what is not quantised; by default the source's.
         threads: processors to use; the bytes do not depend on it.
         tensors: ``REGEX=PACKING`` texts that go before the recipe.
         importance: how much each input of a linear matters, as `calibrate` gives it, or a file of
@@ -184,6 +163,8 @@ def quantize(
             writes nothing beside the file; by default how it was made, and its sizes, are
             written beside it (`kvant.api.evidence.measures_by_default`).
         making: what decided the recipe, for the evidence: effort, budget, seed.
+        verify: compare what was written with the source; GGUF has checksums instead.
+        settings: what only one other target knows.
         force: replace existing files.
         dry_run: decide everything, write nothing.
         progress: called with weights done, weights in all, and the tensor at hand.
@@ -194,6 +175,30 @@ def quantize(
             is of another model, or its file damaged.
         OutputError: the output exists or cannot be written. Nothing is left behind.
     """
+    if to != "gguf":
+        from kvant.api.targets import write_target
+
+        return write_target(
+            source,
+            to,
+            recipe if isinstance(recipe, str) else recipe.name,
+            output,
+            dtype=dtype,
+            lora=lora,
+            tensors=tensors,
+            importance=importance,
+            effort=effort,
+            texts=texts,
+            tokens=tokens,
+            threads=threads,
+            max_memory=max_memory,
+            split_size=split_size,
+            verify=verify,
+            settings=settings,
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
     chosen = named_recipe(recipe) if isinstance(recipe, str) else recipe
     checkpoint = open_source(source, lora)
     if save_recipe is not None:

@@ -93,9 +93,7 @@ def load(
         )
         tokenizer = building.result()
     guesses = speculator(speculate, engine, tokenizer)
-    return Model(
-        checkpoint, engine, tokenizer, context=context, local=local, speculation=guesses
-    )
+    return Model(checkpoint, engine, tokenizer, context=context, local=local, speculation=guesses)
 
 
 class Model:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvant.api.artefact import Artefact
 from kvant.api.budget import (
     BudgetSearch,
     collected,
@@ -21,7 +22,7 @@ from kvant.api.budget import (
     too_small,
 )
 from kvant.api.calibration import calibration_chunks
-from kvant.api.conversion import Artefact, importance_of, quantize
+from kvant.api.conversion import importance_of, quantize
 from kvant.api.effort import effort_of, making_of
 from kvant.api.evidence import measures_by_default
 from kvant.api.measurement import evaluate

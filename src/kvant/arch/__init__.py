@@ -79,6 +79,15 @@ class Architecture:
         """The GGUF metadata that says architecture and config."""
         return {"general.architecture": string(self.gguf_name), **config.to_gguf(self.gguf_name)}
 
+    def to_hf(self, config: ModelConfig) -> dict[str, object]:
+        """The content of a config.json that says architecture and config.
+
+        Raises:
+            UnsupportedError: a value that a config.json has no place for.
+        """
+        named = {"architectures": [self.hf_classes[0]], "model_type": self.hf_type}
+        return {**named, **config.to_hf()}
+
     def extra_tensors(self, config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
         """Tensors a GGUF file has besides the weights, such as divisors of rope frequencies."""
         return config.tensors()

@@ -137,6 +137,20 @@ class ModelConfig:
             metadata.update(described.to_gguf(getattr(self, name)))
         return {f"{prefix}.{key}": value for key, value in metadata.items()}
 
+    def to_hf(self) -> dict[str, object]:
+        """The entries of a config.json that say this config; not which architecture it is of.
+
+        Raises:
+            UnsupportedError: a value that a config.json has no place for.
+        """
+        done = vars(self)
+        values: dict[str, object] = {}
+        for name, described in self.fields().items():
+            values.update(described.to_hf(done[name], done))
+        # What is supported with one value only is said where that is not transformers' default too.
+        fixed = {k: v[0] for k, v in self.FIXED.items() if v[0] is not None}
+        return {**fixed, **values}
+
     def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
         """What of this config a GGUF file says in tensors."""
         found: dict[str, npt.NDArray[np.float32]] = {}

@@ -32,6 +32,7 @@ __all__ = [
     "flag",
     "got",
     "real",
+    "shortest",
     "shown",
     "switch",
     "vocabulary",
@@ -88,6 +89,10 @@ class Field(ABC):
     @abstractmethod
     def to_gguf(self, value: Any) -> dict[str, Value]:
         """The metadata that says ``value``."""
+
+    def to_hf(self, value: Any, done: Done) -> dict[str, object]:
+        """The entries of a config.json that say ``value``; ``done`` has all fields."""
+        return dict.fromkeys(self.hf_keys, value)
 
     def tensors(self, value: Any) -> dict[str, npt.NDArray[np.float32]]:
         """The tensors of a GGUF file that say ``value``."""
@@ -218,6 +223,10 @@ class Real(_Number):
         if value == self.none:
             return {}
         return {key: float32(value) for key in self.gguf_keys}
+
+    def to_hf(self, value: Any, done: Done) -> dict[str, object]:
+        """See the base."""
+        return {self.hf_keys[0]: None if value == self.none else shortest(value)}
 
 
 class Derived(Field):
@@ -363,6 +372,15 @@ def switch(hf: str, gguf: str, *, hf_default: bool, gguf_default: bool) -> Any:
 def field(described: Field) -> Any:
     """The dataclass field for ``described``."""
     return dataclasses.field(metadata={"field": described})
+
+
+def shortest(value: float) -> float:
+    """The number of fewest digits that is the same in single precision: 1e-5, not 9.9999997e-06.
+
+    GGUF holds single precision, so what came from there is one; a number that is none is kept.
+    """
+    single = np.float32(value)
+    return float(str(single)) if float(single) == value else value
 
 
 def got(value: object) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvant.arch._fields import Count, Done, Field, GgufSource, HfSource, Real, field, got
+from kvant.arch._fields import Count, Done, Field, GgufSource, HfSource, Real, field, got, shortest
 from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.gguf import Value, float32, string, uint32
 from kvant.files.source import quote
@@ -22,6 +22,7 @@ __all__ = [
     "RopeField",
     "check_turned",
     "llama3_factors",
+    "llama3_parameters",
     "local_rope_field",
     "rope_field",
 ]
@@ -249,6 +250,31 @@ class RopeField(Field):
             metadata["rope.scaling.original_context_length"] = uint32(rope.original)
         return metadata
 
+    def to_hf(self, value: Any, done: Done) -> dict[str, object]:
+        """Base and scaling, under the names they had before transformers 5 joined them.
+
+        Raises:
+            UnsupportedError: factors that no scaling of Hugging Face's gives.
+        """
+        rope: Rope = value
+        found: dict[str, object] = {"rope_theta": shortest(rope.theta), "rope_scaling": None}
+        if self.partial:
+            found[_PARTIAL] = rope.turned / done["head_dim"]
+        if rope.long_factors:
+            found[_ORIGINAL] = rope.original
+            found["rope_scaling"] = {
+                **dict.fromkeys(("rope_type", "type"), "longrope"),
+                "short_factor": [shortest(f) for f in rope.factors],
+                "long_factor": [shortest(f) for f in rope.long_factors],
+                "attention_factor": shortest(rope.magnitude),
+            }
+        elif rope.factors:
+            found["rope_scaling"] = llama3_parameters(rope)
+        elif rope.linear != 1.0:
+            kind = dict.fromkeys(("rope_type", "type"), "linear")
+            found["rope_scaling"] = {**kind, "factor": shortest(rope.linear)}
+        return found
+
     def tensors(self, value: Any) -> dict[str, npt.NDArray[np.float32]]:
         """The factors."""
         rope: Rope = value
@@ -287,6 +313,10 @@ class LocalRopeField(Field):
     def to_gguf(self, value: Any) -> dict[str, Value]:
         """See the base."""
         return self.theta.to_gguf(value.theta)
+
+    def to_hf(self, value: Any, done: Done) -> dict[str, object]:
+        """See the base."""
+        return {self.hf_keys[0]: shortest(value.theta)}
 
 
 def local_rope_field() -> Any:
@@ -352,6 +382,34 @@ def llama3_factors(
     blend /= np.float32(high - low)
     result[between] = one / ((one - blend) / np.float32(factor) + blend)
     return tuple(result.tolist())
+
+
+def llama3_parameters(rope: Rope) -> dict[str, object]:
+    """Llama 3's parameters that give a rope's factors, as Hugging Face's config has them.
+
+    GGUF holds only the factors. The largest is the parameter ``factor``; of the others the
+    published models have few, which are tried.
+
+    Raises:
+        UnsupportedError: none of them gives the factors.
+    """
+    factor = max(rope.factors)
+    for original in (8192, 4096, 16384, 2048, 32768, *(2**k for k in (5, 6, 7, 8, 9, 10, 16, 17))):
+        for low, high in ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0), (1.0, 32.0)):
+            if llama3_factors(2 * len(rope.factors), rope.theta, factor, low, high, original) == (
+                rope.factors
+            ):
+                return {
+                    "rope_type": "llama3",
+                    "factor": shortest(factor),
+                    "low_freq_factor": low,
+                    "high_freq_factor": high,
+                    "original_max_position_embeddings": original,
+                }
+    raise UnsupportedError(
+        "The rope of this model has factors that no parameters of Llama 3's scaling give, expected "
+        "such; a config.json cannot say them. Start from the model's Hugging Face folder."
+    )
 
 
 def _parameters(source: HfSource, layers: str = _GLOBAL) -> dict[str, object]:

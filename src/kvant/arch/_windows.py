@@ -100,6 +100,15 @@ class WindowField(Field):
             metadata[_PATTERN] = array(ValueType.BOOL, np.array(windows.slides, np.bool_))
         return metadata
 
+    def to_hf(self, value: Any, done: Done) -> dict[str, object]:
+        """The size, and the kind of each layer where some slide and others do not."""
+        windows: Windows = value
+        found: dict[str, object] = {"sliding_window": windows.size or None}
+        if self.every:
+            slides = {True: "sliding_attention", False: "full_attention"}
+            found["layer_types"] = [slides[s] for s in windows.slides]
+        return found
+
 
 def window_field(*, every: int = 0, default: int = 0, gguf_default: int = 0) -> Any:
     """A dataclass field holding ``Windows``; arguments as of ``WindowField``."""

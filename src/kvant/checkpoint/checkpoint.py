@@ -46,7 +46,7 @@ class Checkpoint:
     """
 
     path: Path
-    format: Literal["hf", "gguf"]
+    format: Literal["hf", "gguf", "onnx"]
     architecture: Architecture
     config: ModelConfig
     graph: Graph

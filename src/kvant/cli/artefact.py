@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kvant.cli import show
 
 if TYPE_CHECKING:
-    from kvant.api.conversion import Artefact
+    from kvant.api.artefact import Artefact
 
 __all__ = ["print_artefact"]
 

@@ -1,4 +1,4 @@
-"""``kvant formats``: every packing and recipe."""
+"""``kvant formats``: every packing, recipe and level."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["add"]
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("formats", help="list every packing and recipe")
+    parser = commands.add_parser("formats", help="list every packing, recipe and level")
     parser.add_argument("--json", action="store_true", help="print as JSON")
     parser.set_defaults(run=_run)
 
@@ -60,4 +60,21 @@ def _run(arguments: argparse.Namespace) -> int:
             ],
         )
     )
+    for name, levels in found.targets.items():
+        print(f"\nLevels of {name} (kvant quantize SRC LEVEL --to {name})\n")
+        show.print_table(
+            show.table(
+                ("level", "class", "bpw", "group", "good for"),
+                [
+                    (
+                        level.name,
+                        level.precision_class,
+                        f"{level.bits_per_weight:.4g}",
+                        "row" if level.group is None else str(level.group),
+                        level.good_for,
+                    )
+                    for level in levels
+                ],
+            )
+        )
     return 0

@@ -28,6 +28,7 @@ from kvant.cli import (
     inspect,
     keys,
     models,
+    optimize,
     ps,
     pull,
     push,
@@ -45,7 +46,7 @@ __all__ = ["main"]
 
 _COMMANDS = (
     *(demo, run, formats, inspect, convert),
-    *(calibrate, quantize, tune, evaluate, bench, verify),
+    *(calibrate, quantize, optimize, tune, evaluate, bench, verify),
     *(pull, models, create, push),
     *(recommend, devices, doctor),
     *(serve, ps, keys),

@@ -5,9 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-__all__ = ["Commands", "add_output", "byte_size", "positive", "without_matrices"]
+from kvant.errors import UsageError
+
+__all__ = [
+    "Commands",
+    "add_output",
+    "add_target",
+    "byte_size",
+    "positive",
+    "target_settings",
+    "without_matrices",
+]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -44,6 +55,52 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return value
+
+
+def add_target(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Options of commands that write for other runtimes too."""
+    parser.add_argument(
+        "--to",
+        default="gguf",
+        type=str.lower,
+        choices=("gguf", *names),
+        help="what to write: a GGUF file, or a folder for another runtime (default: gguf)",
+    )
+    parser.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="with --to: do not read back what was written and compare it with SRC",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="with --to: a setting that only this target has; may be given several times",
+    )
+    parser.add_argument(
+        "--standard-ops",
+        dest="set",
+        action="append_const",
+        const="standard-ops",
+        help="with --to onnx: only operators of the ONNX standard, none of ONNX Runtime's own",
+    )
+
+
+def target_settings(texts: Sequence[str]) -> dict[str, object]:
+    """``NAME=VALUE`` texts as settings; a name alone is true.
+
+    Raises:
+        UsageError: a text without a name.
+    """
+    found: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name:
+            raise UsageError(f"--set {text!r}: expected NAME=VALUE.")
+        found[name.replace("-", "_")] = value if equals else True
+    return found
 
 
 def add_output(parser: argparse.ArgumentParser, **overrides: Any) -> None:

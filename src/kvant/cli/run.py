@@ -6,13 +6,15 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvant.cli import chat, show
 from kvant.cli.meter import Meter
 from kvant.cli.options import Commands, positive
-from kvant.errors import InputError, UsageError
+from kvant.errors import InputError, KvantError, UsageError
 
 if TYPE_CHECKING:
     from kvant.api.model import Model
@@ -110,10 +112,42 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments)
     _check(arguments, prompt)
-    constraint = _constraint(arguments)
+    name = _present(arguments.model, offline=arguments.offline)
+    if prompt is None:
+        return _chat(name, arguments)
+    with _loaded(name, arguments) as model:
+        return _answer(model, prompt, _options(model, arguments), arguments)
+
+
+def _chat(name: str, arguments: argparse.Namespace) -> int:
+    """Talk, with one model after the other."""
+    before: str | None = None
+    while True:
+        try:
+            with _loaded(name, arguments) as model:
+                before = name
+                following = chat.talk(
+                    name,
+                    model,
+                    _options(model, arguments),
+                    system=arguments.system,
+                    template=not arguments.no_template,
+                    verbose=arguments.verbose,
+                )
+            if following is None:
+                return 0
+            name = _present(following, offline=arguments.offline)
+        except KvantError as error:
+            if before is None or before == name:
+                raise
+            print(f"kvant: {error}", file=sys.stderr)
+            name = before  # back to the one that could be loaded
+
+
+@contextmanager
+def _loaded(name: str, arguments: argparse.Namespace) -> Iterator[Model]:
     from kvant.api.model import load
 
-    name = _present(arguments.model, offline=arguments.offline)
     start = time.perf_counter()
     with load(
         name,
@@ -125,21 +159,16 @@ def _run(arguments: argparse.Namespace) -> int:
         loaded = time.perf_counter() - start
         if arguments.verbose:
             show.note(f"loaded {model.checkpoint.path} in {loaded:.2f} s, {model.describe()}")
-        options = {
-            "sampling": _sampling(arguments, model.default_sampling),
-            "max_tokens": arguments.max_tokens,
-            "stop": arguments.stop,
-            "constraint": constraint,
-        }
-        if prompt is None:
-            return chat.talk(
-                model,
-                options,
-                system=arguments.system,
-                template=not arguments.no_template,
-                verbose=arguments.verbose,
-            )
-        return _answer(model, prompt, options, arguments)
+        yield model
+
+
+def _options(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "sampling": _sampling(arguments, model.default_sampling),
+        "max_tokens": arguments.max_tokens,
+        "stop": arguments.stop,
+        "constraint": _constraint(arguments),
+    }
 
 
 def _present(model: str, *, offline: bool) -> str:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from kvant.errors import FileFormatError
 from kvant.files.source import open_source, quote
+from kvant.packing.small_floats import E4M3, E8M0
 
-__all__ = ["RawTensor", "e4m3_values", "e8m0_values", "unpacked"]
+__all__ = ["RawTensor", "unpacked"]
 
 _DTYPES = {
     "U8": "<u1",
@@ -33,26 +34,6 @@ _DTYPES = {
     "F8_E8M0": "<u1",
     "BOOL": "<u1",
 }
-
-
-def e4m3_values() -> npt.NDArray[np.float32]:
-    """The 256 values of F8_E4M3 (OCP; 4 bits of exponent, no infinity, NaN at all ones)."""
-    code = np.arange(256)
-    sign = np.where(code & 128, -1.0, 1.0)
-    exponent, mantissa = code >> 3 & 15, code & 7
-    size = np.where(
-        exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0)
-    )
-    values = (sign * size).astype(np.float32)
-    values[(code & 127) == 127] = np.nan
-    return values
-
-
-def e8m0_values() -> npt.NDArray[np.float32]:
-    """The 256 values of F8_E8M0 (OCP; powers of two, NaN at all ones)."""
-    values = np.full(256, np.nan, np.float32)
-    values[:255] = np.ldexp(np.float32(1), np.arange(255) - 127)
-    return values
 
 
 def unpacked(words: npt.NDArray[Any], bits: int, count: int) -> npt.NDArray[np.uint8]:
@@ -97,6 +78,18 @@ class RawTensor:
         """Length of the first axis; 1 of a scalar."""
         return self.shape[0] if self.shape else 1
 
+    def part(self, index: int) -> RawTensor:
+        """One of the first axis: the tensor ``self[index]``."""
+        width = self._row * np.dtype(_DTYPES[self.dtype]).itemsize
+        return RawTensor(
+            self.name, self.dtype, self.shape[1:], self.path, self.offset + index * width
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * np.dtype(_DTYPES[self.dtype]).itemsize
+
     @property
     def _row(self) -> int:
         return math.prod(self.shape[1:])
@@ -129,9 +122,9 @@ class RawTensor:
             case "F16":
                 data = data.astype(np.float32)
             case "F8_E4M3":
-                data = e4m3_values()[data]
+                data = E4M3[data]
             case "F8_E8M0":
-                data = e8m0_values()[data]
+                data = E8M0[data]
         return data
 
     def _bytes(self, places: list[tuple[int, int]]) -> npt.NDArray[np.uint8]:

@@ -12,12 +12,20 @@ import numpy.typing as npt
 
 from kvant import _core
 from kvant.packing import get
+from kvant.packing.groups import Groups
 from kvant.packing.spec import Codes, Floats, Scales
 
-__all__ = ["carry", "descend", "evenly_spaced", "weight_by_weight"]
+__all__ = [
+    "carry",
+    "carry_group",
+    "descend",
+    "descend_group",
+    "evenly_spaced",
+    "weight_by_weight",
+]
 
 
-_EVEN = frozenset({"Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K"})
+_EVEN = frozenset({"Q1_0", "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K"})
 _LISTED = frozenset({"IQ4_NL", "IQ4_XS"})
 
 
@@ -29,8 +37,8 @@ def evenly_spaced(name: str) -> bool:
 def weight_by_weight(name: str) -> bool:
     """Whether each code of a packing stands for one weight, on levels that `decode` tells.
 
-    Not so where a code stands for several weights, nor for MXFP4, whose scales are powers of two,
-    nor for Q8_0, whose codes are signed bytes and so fine that there is nothing to gain.
+    Not so where a code stands for several weights, nor for MXFP4 and NVFP4, whose scales are small
+    floats, nor for Q8_0, whose codes are signed bytes and so fine that there is nothing to gain.
     """
     return name in _EVEN or name in _LISTED
 
@@ -127,6 +135,64 @@ def descend(
         threads,
     )
     return change
+
+
+def carry_group(
+    grid: Groups,
+    w: Floats,
+    start: int,
+    scales: Scales,
+    factor: Floats,
+    inverse: Floats,
+    *,
+    threads: int,
+) -> tuple[Codes, Floats]:
+    """As `carry`, for a block of columns that is one group of ``grid``."""
+    codes = np.empty((len(w), grid.block), np.uint8)
+    error = np.empty((len(w), grid.block), np.float32)
+    base, step = _lines(grid, scales)
+    _core.carry_group(
+        *(grid.bits, base, step, _table(grid), w, start, factor, inverse, codes, error, threads)
+    )
+    return codes, error
+
+
+def descend_group(
+    grid: Groups,
+    q: Floats,
+    r: Floats,
+    start: int,
+    scales: Scales,
+    moments: Floats,
+    inverse: Floats,
+    codes: Codes,
+    *,
+    threads: int,
+) -> Floats:
+    """As `descend`, for a block of columns that is one group of ``grid``."""
+    change = np.empty((len(q), grid.block), np.float32)
+    base, step = _lines(grid, scales)
+    _core.descend_group(
+        *(grid.bits, base, step, _table(grid), q, r, start, moments, inverse, codes),
+        *(change, threads),
+    )
+    return change
+
+
+def _lines(grid: Groups, scales: Scales) -> tuple[Floats, Floats]:
+    """What code 0 stands for in each row, and what each further code adds."""
+    step = np.ascontiguousarray(scales["d"])
+    if grid.table is not None:
+        return np.zeros_like(step), step
+    base = scales["z"] if grid.zero == "bias" else -scales["z"] * step
+    return np.ascontiguousarray(base, np.float32), step
+
+
+def _table(grid: Groups) -> Floats | None:
+    """The levels of codes, one that is none at all made to be far from every weight."""
+    if grid.table is None:
+        return None
+    return np.ascontiguousarray(np.where(np.isnan(grid.table), np.float32(1e9), grid.table))
 
 
 def _bytes_of(scales: Scales) -> npt.NDArray[np.uint8]:

@@ -15,23 +15,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from kvant.errors import UnsupportedError
 from kvant.files.source import quote
+from kvant.registry.go_syntax import Branch, Node, Parser, Print, Set, Term, Text, cannot, pieces
 
 __all__ = ["is_go_template", "translate"]
 
 _GO = re.compile(
     r"\{\{-?\s*(?:\.[A-Z]|\$|/\*|(?:if|else|end|range|with|json|slice)\b|(?:and|or|not|eq|ne|len)\s)"
 )
-_TOKEN = re.compile(
-    r"""\s*(?:(?P<string>"(?:[^"\\\n]|\\.)*"|`[^`]*`)|(?P<number>-?\d+)|(?P<assign>:=|=)|
-    (?P<sign>[(),|])|(?P<variable>\$\w*)(?P<of>(?:\.\w+)*)|(?P<field>(?:\.\w+)+|\.)|(?P<word>\w+))""",
-    re.VERBOSE | re.ASCII,
-)
-_MOST, _DEEPEST = 100_000, 40
+_MOST = 100_000
 
 #: What a template's root has, beside the turns, as expressions of Jinja.
 _ROOT = {
@@ -78,13 +72,13 @@ def translate(text: str) -> str:
         UnsupportedError: it has something that cannot be translated; names it.
     """
     if len(text) > _MOST:
-        raise _cannot(f"it has {len(text)} characters, expected at most {_MOST}")
-    tree = _Parser(_pieces(text)).parse()
+        raise cannot(f"it has {len(text)} characters, expected at most {_MOST}")
+    tree = Parser(pieces(text)).parse()
     if _mentions(tree, "Messages"):
         body = _Writer().write(tree)
         return _COLLECT + _SYSTEM + _SHOW + body
     if not _mentions(tree, "Response"):
-        tree = [*tree, _Print([_Term("field", "Response")])]
+        tree = [*tree, Print([Term("field", "Response")])]
     whole = _Writer().write(tree)
     last = _Writer().write(_cut(tree)[0])
     turn = "{{ turn() }}" + _CLEAR
@@ -106,195 +100,11 @@ def translate(text: str) -> str:
     )
 
 
-# ---- what a template consists of -------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Term:
-    """``kind``: string, number, word, field (of the dot), variable (with fields), or group."""
-
-    kind: str
-    text: str = ""
-    fields: tuple[str, ...] = ()
-    group: list[_Term] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Text:
-    text: str
-
-
-@dataclass(slots=True)
-class _Print:
-    pipe: list[_Term]
-
-
-@dataclass(slots=True)
-class _Set:
-    name: str
-    pipe: list[_Term]
-    new: bool
-
-
-@dataclass(slots=True)
-class _Branch:
-    word: str  # if, with, range
-    names: tuple[str, ...]
-    pipe: list[_Term]
-    body: list[_Node]
-    other: list[_Node]
-
-
-_Node = _Text | _Print | _Set | _Branch
-
-
-def _pieces(text: str) -> Iterator[tuple[bool, str]]:
-    """Texts (False) and what stands between braces (True), white space trimmed as marked."""
-    at, trim = 0, False
-    while (start := text.find("{{", at)) >= 0:
-        plain = text[at:start]
-        inside = start + 2
-        left = text[inside : inside + 2] in ("- ", "-\n", "-\t", "-\r")
-        end = inside
-        while not text.startswith("}}", end):
-            if end >= len(text):
-                raise _cannot("a {{ is never closed")
-            if text.startswith("/*", end):
-                end = _after(text, "*/", end + 2)
-            elif text[end] == "`":
-                end = _after(text, "`", end + 1)
-            elif text[end] == '"':
-                closing = re.compile(r'"(?:[^"\\\n]|\\.)*"').match(text, end)
-                if closing is None:
-                    raise _cannot("a text has no closing quote")
-                end = closing.end()
-            else:
-                end += 1
-        action = text[inside + (1 if left else 0) : end]
-        right = len(action) > 1 and action[-1] == "-" and action[-2] in " \n\t\r"
-        plain = plain.lstrip() if trim else plain
-        yield False, plain.rstrip() if left else plain
-        yield True, (action[:-1] if right else action).strip()
-        at, trim = end + 2, right
-    yield False, text[at:].lstrip() if trim else text[at:]
-
-
-def _after(text: str, mark: str, start: int) -> int:
-    found = text.find(mark, start)
-    if found < 0:
-        raise _cannot(f"no {mark} follows")
-    return found + len(mark)
-
-
-class _Parser:
-    """Pieces to a tree."""
-
-    def __init__(self, pieces: Iterator[tuple[bool, str]]) -> None:
-        self._pieces = pieces
-
-    def parse(self) -> list[_Node]:
-        nodes, end = self._nodes(0)
-        if end:
-            raise _cannot(f"there is {{{{ {end} }}}} without a beginning")
-        return nodes
-
-    def _nodes(self, depth: int) -> tuple[list[_Node], str]:
-        """Nodes up to an ``end`` or ``else``, which is returned too; empty at the end."""
-        if depth > _DEEPEST:
-            raise _cannot(f"it nests deeper than {_DEEPEST}")
-        nodes: list[_Node] = []
-        for is_action, text in self._pieces:
-            if not is_action:
-                if text:
-                    nodes.append(_Text(text))
-                continue
-            if text.startswith("/*") or not text:
-                continue
-            word = text.split(None, 1)[0]
-            if word in ("end", "else"):
-                return nodes, text
-            if word in ("if", "with", "range"):
-                nodes.append(self._branch(word, text[len(word) :], depth))
-            elif word in ("define", "template", "block", "break", "continue"):
-                raise _cannot(f"it uses {quote(word)}")
-            else:
-                nodes.append(_statement(text))
-        return nodes, ""
-
-    def _branch(self, word: str, rest: str, depth: int) -> _Branch:
-        names, pipe = _declared(_terms(rest))
-        body, end = self._nodes(depth + 1)
-        other: list[_Node] = []
-        if end.startswith("else"):
-            more = end[4:].strip()
-            if more:
-                kind = more.split(None, 1)[0]
-                if kind not in ("if", "with"):
-                    raise _cannot(f"it uses {quote(end[:40])}")
-                # `else if` shares the `end` of its `if`.
-                other = [self._branch(kind, more[len(kind) :], depth + 1)]
-                return _Branch(word, names, pipe, body, other)
-            other, end = self._nodes(depth + 1)
-        if end != "end":
-            raise _cannot(f"{word} has no end")
-        return _Branch(word, names, pipe, body, other)
-
-
-def _statement(text: str) -> _Node:
-    terms = _terms(text)
-    for at, term in enumerate(terms):
-        if term.kind == "assign":
-            if at != 1 or terms[0].kind != "variable" or terms[0].fields:
-                raise _cannot(f"it has {quote(text, 40)}")
-            return _Set(terms[0].text, terms[2:], term.text == ":=")
-    return _Print(terms)
-
-
-def _declared(terms: list[_Term]) -> tuple[tuple[str, ...], list[_Term]]:
-    """The variables before ``:=``, and what follows."""
-    for at, term in enumerate(terms):
-        if term.kind == "assign":
-            names = [t.text for t in terms[:at] if t.kind == "variable"]
-            return tuple(names), terms[at + 1 :]
-    return (), terms
-
-
-def _terms(text: str) -> list[_Term]:
-    stack: list[list[_Term]] = [[]]
-    at = 0
-    while at < len(text.rstrip()):
-        match = _TOKEN.match(text, at)
-        if match is None:
-            raise _cannot(f"it has {quote(text[at : at + 40])}")
-        at = match.end()
-        kind = match.lastgroup or ""
-        if match["sign"] == "(":
-            stack.append([])
-            if len(stack) > _DEEPEST:
-                raise _cannot("its parentheses nest too deep")
-        elif match["sign"] == ")":
-            group = stack.pop()
-            if not stack:
-                raise _cannot("a parenthesis is closed that was never opened")
-            stack[-1].append(_Term("group", group=group))
-        elif match["variable"] is not None:
-            fields = tuple(f for f in match["of"].split(".") if f)
-            stack[-1].append(_Term("variable", match["variable"], fields))
-        elif match["field"] is not None:
-            fields = tuple(f for f in match["field"].split(".") if f)
-            stack[-1].append(_Term("field", fields[0] if fields else "", fields[1:]))
-        else:
-            stack[-1].append(_Term(kind, match[kind]))
-    if len(stack) > 1:
-        raise _cannot("a parenthesis is never closed")
-    return stack[0]
-
-
 # ---- what depends on the old form ------------------------------------------------------------
 
 
-def _mentions(nodes: Sequence[_Node], name: str) -> bool:
-    def within(terms: Sequence[_Term]) -> bool:
+def _mentions(nodes: Sequence[Node], name: str) -> bool:
+    def within(terms: Sequence[Term]) -> bool:
         return any(
             (t.kind == "field" and t.text == name)
             or (t.kind == "variable" and name in t.fields)
@@ -303,23 +113,23 @@ def _mentions(nodes: Sequence[_Node], name: str) -> bool:
         )
 
     return any(
-        (not isinstance(n, _Text) and within(n.pipe))
-        or (isinstance(n, _Branch) and (_mentions(n.body, name) or _mentions(n.other, name)))
+        (not isinstance(n, Text) and within(n.pipe))
+        or (isinstance(n, Branch) and (_mentions(n.body, name) or _mentions(n.other, name)))
         for n in nodes
     )
 
 
-def _cut(nodes: Sequence[_Node]) -> tuple[list[_Node], bool]:
+def _cut(nodes: Sequence[Node]) -> tuple[list[Node], bool]:
     """What stands before the answer: the last turn ends where the model goes on."""
-    kept: list[_Node] = []
+    kept: list[Node] = []
     for node in nodes:
-        if isinstance(node, _Branch):
+        if isinstance(node, Branch):
             body, done = _cut(node.body)
             other, later = ([], True) if done else _cut(node.other)
-            kept.append(_Branch(node.word, node.names, node.pipe, body, other))
+            kept.append(Branch(node.word, node.names, node.pipe, body, other))
             if done or later:
                 return kept, True
-        elif isinstance(node, _Print) and _mentions([node], "Response"):
+        elif isinstance(node, Print) and _mentions([node], "Response"):
             return kept, True
         else:
             kept.append(node)
@@ -337,21 +147,21 @@ class _Writer:
         self._dots = ["$"]  # what the dot is, innermost last; $ is the root
         self._scopes: list[dict[str, str]] = [{}]
 
-    def write(self, nodes: Sequence[_Node]) -> str:
+    def write(self, nodes: Sequence[Node]) -> str:
         return "".join(self._node(node) for node in nodes)
 
-    def _node(self, node: _Node) -> str:
-        if isinstance(node, _Text):
+    def _node(self, node: Node) -> str:
+        if isinstance(node, Text):
             return "{{ " + _literal(node.text) + " }}"
-        if isinstance(node, _Print):
+        if isinstance(node, Print):
             return "{{ show(" + self._pipe(node.pipe) + ") }}"
-        if isinstance(node, _Set):
+        if isinstance(node, Set):
             value = self._pipe(node.pipe)
             name = self._declare(node.name) if node.new else self._variable(node.name)
             return "{%- set " + name + " = " + value + " -%}"
         return self._range(node) if node.word == "range" else self._if(node)
 
-    def _if(self, node: _Branch) -> str:
+    def _if(self, node: Branch) -> str:
         value = self._pipe(node.pipe)
         before = ""
         self._scopes.append({})
@@ -369,7 +179,7 @@ class _Writer:
         middle = "{%- else -%}" + other if other else ""
         return before + "{%- if " + value + " -%}" + body + middle + "{%- endif -%}"
 
-    def _range(self, node: _Branch) -> str:
+    def _range(self, node: Branch) -> str:
         over = self._pipe(node.pipe)
         self._count += 1
         item = f"item{self._count}"
@@ -399,10 +209,10 @@ class _Writer:
         for scope in reversed(self._scopes):
             if name in scope:
                 return scope[name]
-        raise _cannot(f"variable {quote(name)} is used before it is declared")
+        raise cannot(f"variable {quote(name)} is used before it is declared")
 
-    def _pipe(self, terms: Sequence[_Term]) -> str:
-        stages: list[list[_Term]] = [[]]
+    def _pipe(self, terms: Sequence[Term]) -> str:
+        stages: list[list[Term]] = [[]]
         for term in terms:
             if term.kind == "sign" and term.text == "|":
                 stages.append([])
@@ -414,18 +224,18 @@ class _Writer:
         assert value is not None
         return value
 
-    def _call(self, terms: list[_Term], piped: str | None) -> str:
+    def _call(self, terms: list[Term], piped: str | None) -> str:
         if not terms:
-            raise _cannot("an action is empty")
+            raise cannot("an action is empty")
         first, *rest = terms
         if first.kind != "word" or first.text in ("true", "false", "nil"):
             if rest or piped is not None:
-                raise _cannot("a value is called like a function")
+                raise cannot("a value is called like a function")
             return self._term(first)
         given = [self._term(t) for t in rest] + ([] if piped is None else [piped])
         return _function(first.text, given)
 
-    def _term(self, term: _Term) -> str:
+    def _term(self, term: Term) -> str:
         if term.kind == "string":
             return _literal(_text_of(term.text))
         if term.kind == "number":
@@ -442,11 +252,11 @@ class _Writer:
             fields = (term.text, *term.fields) if term.text else ()
             dot = self._dots[-1]
             return self._root(fields) if dot == "$" else dot + _attributes(fields)
-        raise _cannot(f"it has {quote(term.text)}")
+        raise cannot(f"it has {quote(term.text)}")
 
     def _root(self, fields: tuple[str, ...]) -> str:
         if not fields or fields[0] not in _ROOT:
-            raise _cannot(f"it asks for .{'.'.join(fields)}")
+            raise cannot(f"it asks for .{'.'.join(fields)}")
         return _ROOT[fields[0]] + _attributes(fields[1:])
 
 
@@ -468,7 +278,7 @@ def _function(name: str, given: list[str]) -> str:
         return f"{given[0]}[{given[1]}]"
     if name == "slice" and count in (2, 3):
         return f"{given[0]}[{':'.join([*given[1:], ''][:2])}]"
-    raise _cannot(f"it calls {quote(name)} with {count} values")
+    raise cannot(f"it calls {quote(name)} with {count} values")
 
 
 def _attributes(fields: Sequence[str]) -> str:
@@ -482,16 +292,9 @@ def _text_of(token: str) -> str:
     try:
         return str(json.loads(token))
     except json.JSONDecodeError:
-        raise _cannot(f"it has the text {quote(token, 40)}") from None
+        raise cannot(f"it has the text {quote(token, 40)}") from None
 
 
 def _literal(text: str) -> str:
     """A text as Jinja reads it: its escapes are Python's."""
     return json.dumps(text, ensure_ascii=False)
-
-
-def _cannot(why: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"This TEMPLATE is in Go's template language, and it cannot be translated: {why}. Leave it "
-        "out, and the template in the model's file is used; or write one in Jinja."
-    )

@@ -228,6 +228,9 @@ class Http:
             connection.close()
             raise
         watch.stop()
+        if watch.fired:  # headers that break off look as if they were complete
+            connection.close()
+            raise _stalls(url, self.patience.answer)
         return Response(url, connection, raw, self.patience)
 
     def _paced(self, body: Iterable[bytes], url: str, watch: _Watch) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvant.errors import MissingExtraError
+from kvant.files.atomic import write_atomic
 from kvant.files.source import quote
 from kvant.registry.describe import is_license, is_wanted
 from kvant.registry.errors import AbsentError, DeniedError, RegistryError, UnreachableError
@@ -43,12 +44,13 @@ def from_hub(store: Store, found: Reference, tell: Progress, *, offline: bool = 
     """
     try:
         import huggingface_hub as hub
+        from huggingface_hub import constants
     except ImportError:
         raise MissingExtraError(
             "Models of Hugging Face need the package huggingface_hub. Install it: "
             "pip install huggingface_hub."
         ) from None
-    offline = offline or bool(hub.constants.HF_HUB_OFFLINE)
+    offline = offline or bool(constants.HF_HUB_OFFLINE)
     revision = found.revision or "main"
     with _Failures(found):
         if offline:
@@ -73,6 +75,8 @@ def from_hub(store: Store, found: Reference, tell: Progress, *, offline: bool = 
             )
         first = first or path
     assert first is not None
+    if not offline and commit != revision:
+        _note_revision(found.repository, revision, commit)
     if not first.name.lower().endswith(".gguf"):
         return from_files(store, first.parent, tell)
     base = from_files(store, first, tell)
@@ -135,11 +139,26 @@ def _shards(name: str, names: Sequence[str]) -> list[str]:
     return [n for n in names if n.startswith(stem) and _SHARD.search(n[len(stem) :])]
 
 
+def _cache_of(repository: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+
+
+def _note_revision(repository: str, revision: str, commit: str) -> None:
+    """Say in the cache which commit a branch was, as the library does for whole snapshots.
+
+    Without it, what was fetched by its commit is not found offline by the branch's name.
+    """
+    ref = _cache_of(repository) / "refs" / revision
+    if not ref.is_file() or ref.read_text() != commit:
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(ref, commit, force=True)
+
+
 def _cached(repository: str, revision: str) -> list[str]:
     """The files of a repository that are in the cache."""
-    import huggingface_hub as hub
-
-    folder = Path(hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    folder = _cache_of(repository)
     ref = folder / "refs" / revision
     commit = ref.read_text().strip() if ref.is_file() else revision
     snapshot = folder / "snapshots" / commit

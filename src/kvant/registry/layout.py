@@ -31,40 +31,21 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kvant.errors import FileFormatError, OutputError
 from kvant.files.atomic import AtomicFile
 from kvant.files.config_json import read_json
-from kvant.registry.manifest import Descriptor, Manifest, digest_of, hex_of
+from kvant.registry.links import link, move, sync_folder
+from kvant.registry.listed import Listed
+from kvant.registry.manifest import Descriptor, Manifest, digest_of, hex_of, parse_manifest
 
-__all__ = ["Layout", "Listed", "sync_folder"]
+__all__ = ["Layout"]
 
 _VERSION = {"imageLayoutVersion": "1.0.0"}
-_REF = "org.opencontainers.image.ref.name"
-_CREATED = "org.opencontainers.image.created"
-_SOURCE = "dev.kvant.source"
 _MOST_INDEX = 64 << 20
-_READ = 1 << 20
 _RESUMABLE = 14 * 86400.0
 """Seconds that an interrupted download is kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A line of ``index.json``: a model's name, its manifest, when and from where it came."""
-
-    name: str
-    manifest: Descriptor
-    created: str
-    source: str
-
-    @property
-    def key(self) -> str:
-        """As `Name.key`."""
-        return self.name.casefold()
 
 
 class Layout:
@@ -152,41 +133,7 @@ class Layout:
         target = self.blob(digest)
         real = source.resolve()
         with self._writing():
-            if ours:
-                try:
-                    real.replace(target)
-                    sync_folder(self.blobs)
-                    return "moved"
-                except OSError as error:
-                    if error.errno != errno.EXDEV:
-                        raise
-                self._copy(real, target)
-                real.unlink()
-                return "moved"
-            return self._link(real, target)
-
-    def _link(self, real: Path, target: Path) -> str:
-        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-        try:
-            for how, make in (("clone", _clone), ("hard link", os.link), ("reference", os.symlink)):
-                try:
-                    make(real, beside)
-                except OSError:
-                    beside.unlink(missing_ok=True)
-                    if how == "reference":
-                        raise
-                    continue
-                beside.replace(target)  # a broken reference may be there
-                sync_folder(self.blobs)
-                return how
-            raise AssertionError("one of them works or raises")
-        finally:
-            beside.unlink(missing_ok=True)
-
-    def _copy(self, source: Path, target: Path) -> None:
-        with source.open("rb") as file, AtomicFile(target, force=True) as out:
-            while part := file.read(_READ):
-                out.write(part)
+            return move(real, target) if ours else link(real, target)
 
     @contextmanager
     def partial(self, digest: str, waiting: Callable[[int], None]) -> Iterator[Path | None]:
@@ -244,12 +191,20 @@ class Layout:
             raise FileFormatError(f"{self.index_file}: cannot be read: {error.strerror}.") from None
         body = read_json(self.index_file, _MOST_INDEX) if len(raw) > 0 else None
         try:
-            return digest_of(raw), [_listed(entry) for entry in body["manifests"]]  # type: ignore[index]
+            return digest_of(raw), [Listed.from_entry(entry) for entry in body["manifests"]]  # type: ignore[index]
         except (KeyError, TypeError, ValueError):
             raise FileFormatError(
                 f"{self.index_file}: is no index of an OCI image layout. Move it away and pull the "
                 "models again; their blobs are kept."
             ) from None
+
+    def manifest(self, listed: Listed) -> Manifest:
+        """The manifest of a model.
+
+        Raises:
+            FileFormatError, HostileError: it is missing or damaged.
+        """
+        return parse_manifest(self.read(listed.manifest), listed.name)
 
     @contextmanager
     def changing(self) -> Iterator[dict[str, Listed]]:
@@ -263,7 +218,7 @@ class Layout:
                 body = {
                     "schemaVersion": 2,
                     "mediaType": "application/vnd.oci.image.index.v1+json",
-                    "manifests": [_entry(listed[key]) for key in sorted(listed)],
+                    "manifests": [listed[key].to_entry() for key in sorted(listed)],
                 }
                 self._replace(
                     self.index_file, json.dumps(body, indent=1, ensure_ascii=False).encode()
@@ -277,6 +232,8 @@ class Layout:
             files: digest by the path within the folder.
         """
         place = self.views / hex_of(manifest.digest)
+        if place.is_dir() and not all(os.path.lexists(place / name) for name in files):
+            self._drop_view(place)  # somebody was in there
         if not place.is_dir():
             self.make()
             beside = self.views / f".{place.name[:16]}.{secrets.token_hex(4)}.partial"
@@ -296,6 +253,15 @@ class Layout:
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
         return place
+
+    def _drop_view(self, place: Path) -> None:
+        """Remove a view: first its name, so that a view of that name is never there in part."""
+        hidden = place
+        if not place.name.startswith("."):
+            hidden = self.views / f".{place.name[:16]}.{secrets.token_hex(4)}.partial"
+            with suppress(FileNotFoundError):
+                place.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     # ---- cleaning ----------------------------------------------------------------------------
 
@@ -331,7 +297,7 @@ class Layout:
         stay = {hex_of(d) for d in manifests}
         for path in self.views.iterdir():
             if path.name not in stay:
-                shutil.rmtree(path, ignore_errors=True)
+                self._drop_view(path)
         old = time.time() - _RESUMABLE
         for path in self.partials.iterdir():
             if path.lstat().st_mtime < old:
@@ -392,24 +358,6 @@ class Layout:
             raise _not_written(self.root, error) from None
 
 
-def sync_folder(folder: Path) -> None:
-    """Have on disk what the folder's names are."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with suppress(OSError):  # some network file systems cannot
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _clone(source: Path, target: Path) -> None:
-    """Share the blocks, where the file system can (Linux's FICLONE)."""
-    ficlone = 0x40049409
-    with source.open("rb") as old, target.open("xb") as new:
-        fcntl.ioctl(new.fileno(), ficlone, old.fileno())
-        os.fsync(new.fileno())
-
-
 def _try_lock(fd: int, kind: int) -> bool:
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
@@ -425,26 +373,6 @@ def _same_file(fd: int, path: Path) -> bool:
         return False
     here = os.fstat(fd)
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
-
-
-def _listed(entry: Mapping[str, Any]) -> Listed:
-    notes = entry.get("annotations", {})
-    digest, size = str(entry["digest"]), int(entry["size"])
-    hex_of(digest)
-    return Listed(
-        str(notes[_REF]),
-        Descriptor(str(entry["mediaType"]), digest, size),
-        str(notes.get(_CREATED, "")),
-        str(notes.get(_SOURCE, "")),
-    )
-
-
-def _entry(listed: Listed) -> dict[str, Any]:
-    notes = {_REF: listed.name, _CREATED: listed.created, _SOURCE: listed.source}
-    return {
-        **listed.manifest.to_json(),
-        "annotations": {key: value for key, value in notes.items() if value},
-    }
 
 
 def _not_written(path: Path, error: OSError) -> OutputError:

@@ -62,15 +62,16 @@ class Local:
         return split_parameters(self.parameters)
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """A conversation with what it begins with here: as in Ollama, the model's own turns first,
-        and its system message unless one stands at the beginning."""
-        turns: list[Mapping[str, Any]] = [
+        """A conversation with what it begins with here: the model's own turns, and before them its
+        system message, unless the conversation has one."""
+        own: list[Mapping[str, Any]] = [
             {"role": m.role, "content": m.content} for m in self.messages
         ]
-        turns += messages
-        if self.system and (not turns or turns[0].get("role") != "system"):
-            turns.insert(0, {"role": "system", "content": self.system})
-        return turns
+        if messages and messages[0].get("role") == "system":
+            return [messages[0], *own, *messages[1:]]
+        if self.system and not (own and own[0]["role"] == "system"):
+            own.insert(0, {"role": "system", "content": self.system})
+        return [*own, *messages]
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,12 +112,14 @@ def create(
 
 def _quantized(store: Store, base: Base, recipe: str, quantizer: Quantizer, tell: Progress) -> Base:
     """The same model in a GGUF file of another kind."""
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", recipe, re.ASCII):  # a recipe's file is a path
+        raise UsageError(f"{quote(recipe)} is no recipe's name, such as Q4_K_M.")
     whole = assemble(store, base, Modelfile())
     files, main, adapter = view_files(whole, base.details)
     view = store.layout.view(whole, files)
     with store.layout.workplace() as folder:
         stem = main.rpartition("/")[2].removesuffix(".gguf")
-        out = folder / f"{stem}-{recipe}.gguf"
+        out = folder / f"{stem}-{recipe.upper()}.gguf"
         quantizer(view / main, None if adapter is None else view / adapter, recipe, out, tell)
         made = from_files(store, out, tell, ours=True)
     kept = tuple(d for d in base.layers if d.role not in ("gguf", "file", "adapter"))

@@ -93,7 +93,9 @@ class Modelfile:
         for message in self.messages:
             lines.append(f"MESSAGE {message.role} {_quoted(message.content)}")
         lines += [f"LICENSE {_quoted(text, always=True)}" for text in self.licenses]
-        return "\n".join(lines) + "\n"
+        text = "\n".join(lines) + "\n"
+        # A first line that ends like Windows' would make the whole file Windows'.
+        return f"# Modelfile\n{text}" if text.partition("\n")[0].endswith("\r") else text
 
     @classmethod
     def of(

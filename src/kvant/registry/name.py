@@ -121,12 +121,12 @@ def parse_reference(text: str, *, paths: bool = True) -> Reference:
     scheme = _SCHEME.fullmatch(text)
     if scheme is not None:
         return _with_scheme(scheme[1].lower(), scheme[2], text)
-    if paths and _is_path(text):
-        path = Path(text).expanduser()
-        return Reference("path", _name_of(path), path=path)
     parts = text.split("/")
     if len(parts) > 1 and parts[0].lower() in _HUB_HOSTS:
         return _hub("/".join(parts[1:]), text)
+    if paths and _is_path(text):
+        path = Path(text).expanduser()
+        return Reference("path", _name_of(path), path=path)
     if len(parts) > 1 and _looks_like_host(parts[0]):
         return _oci(text, text, "")
     path_, tag = _path_and_tag(text, text)

@@ -7,7 +7,6 @@ folder.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,14 +15,16 @@ from typing import TYPE_CHECKING
 
 from kvant.errors import FileFormatError, InputError, KvantError
 from kvant.files.source import quote
+from kvant.registry.checking import Verified, verify
 from kvant.registry.errors import BadNameError, NotInStoreError
 from kvant.registry.index import Blobs, Index
-from kvant.registry.layout import Layout, Listed
+from kvant.registry.layout import Layout
+from kvant.registry.listed import Listed
 from kvant.registry.local import Contents, Entry, Local, Shown, read_contents, view_files
-from kvant.registry.manifest import Descriptor, Manifest, hex_of, parse_manifest
+from kvant.registry.manifest import Descriptor, Manifest
 from kvant.registry.modelfile import Modelfile
 from kvant.registry.name import Name, parse_name
-from kvant.registry.progress import Progress, Step, silent
+from kvant.registry.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -41,18 +42,6 @@ def kvant_home() -> Path:
         return Path(given).expanduser()
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(data).expanduser() / "kvant"
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """What checking every byte found. ``problems`` is empty where all is well."""
-
-    models: int
-    blobs: int
-    bytes: int
-    problems: tuple[str, ...]
-    unused: int
-    """Blobs nothing refers to: an interrupted pull, a removed model. No problem; `collect` them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,29 +213,7 @@ class Store:
         Raises:
             FileFormatError: ``index.json`` itself is damaged.
         """
-        tell = progress or silent
-        _, listed = self._layout.models()
-        problems: list[str] = []
-        seen: dict[str, str] = {}
-        total = 0
-        for entry in listed:
-            try:
-                manifest = self._manifest(entry)
-            except KvantError as error:
-                problems.append(f"{entry.name}: {error}")
-                continue
-            seen[entry.manifest.digest] = ""
-            for blob in manifest.blobs:
-                if blob.digest not in seen:
-                    total += blob.size
-                    seen[blob.digest] = self._check(blob.digest, blob.size, tell)
-                if found := seen[blob.digest]:
-                    problems.append(f"{entry.name}: blob {blob.digest}: {found}")
-        stored = set()
-        if self._layout.blobs.is_dir():
-            stored = {p.name for p in self._layout.blobs.iterdir() if not p.name.startswith(".")}
-        unused = len(stored - {hex_of(d) for d in seen})
-        return Verified(len(listed), len(seen), total, tuple(problems), unused)
+        return verify(self._layout, progress)
 
     # ---- from elsewhere, and made here ---------------------------------------------------------
 
@@ -423,8 +390,7 @@ class Store:
         )
 
     def _manifest(self, listed: Listed) -> Manifest:
-        raw = self._layout.read(listed.manifest)
-        return parse_manifest(raw, listed.name)
+        return self._layout.manifest(listed)
 
     def _lacks(self, listed: Listed, manifest: Manifest, digest: str) -> InputError:
         path = self._layout.blob(digest)
@@ -435,21 +401,6 @@ class Store:
             f"{listed.name} is not complete any more: {what} is gone or changed. "
             f"`kvant pull {listed.source or listed.name}` gets it again."
         )
-
-    def _check(self, digest: str, size: int, tell: Progress) -> str:
-        path = self._layout.blob(digest)
-        sha, done = hashlib.sha256(), 0
-        try:
-            with path.open("rb") as file:
-                while part := file.read(_READ):
-                    sha.update(part)
-                    done += len(part)
-                    tell(Step("verifying sha256 digest", digest, done, size))
-        except OSError as error:
-            return f"cannot be read: {error.strerror}"
-        if done != size:
-            return f"has {done} bytes, expected {size}"
-        return "" if sha.hexdigest() == hex_of(digest) else "its content is not what its name says"
 
 
 def _unreadable(entry: Listed) -> Entry:

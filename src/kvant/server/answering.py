@@ -10,17 +10,11 @@ from dataclasses import dataclass, field
 
 from kvant.engine.results import FinishReason
 from kvant.errors import UnsupportedError
+from kvant.server.events import CallEnd, Event, Text, Thought
 from kvant.server.jobs import Answer, Backend, Delta, Job
 from kvant.server.reasoning import ReasoningSplitter
 from kvant.server.template_traits import Traits, traits_of
-from kvant.server.tool_calls import (
-    CallEnd,
-    Event,
-    NamedCallReader,
-    Text,
-    Thought,
-    ToolCallReader,
-)
+from kvant.server.tool_calls import NamedCallReader, ToolCallReader
 from kvant.server.tool_use import ToolUse
 
 __all__ = ["Answers", "Reading", "Step", "Whole", "begin", "close_all"]

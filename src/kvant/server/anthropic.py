@@ -23,11 +23,11 @@ from kvant.server.anthropic_requests import (
     tool_use_of,
 )
 from kvant.server.catalogue import Catalogue
+from kvant.server.events import CallEnd, CallPart, CallStart, Event, Text, Thought
 from kvant.server.exchange import Stream, attend, dump, read, route
 from kvant.server.failures import error_body, http_error_of
 from kvant.server.fields import FieldError
 from kvant.server.jobs import Backend, Job
-from kvant.server.tool_calls import CallEnd, CallPart, CallStart, Event, Text, Thought
 from kvant.server.tool_use import ToolUse
 
 __all__ = ["routes"]

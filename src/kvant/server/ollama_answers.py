@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from kvant.errors import UnsupportedError
 from kvant.server.answering import Answers, Step, Whole, begin
+from kvant.server.events import CallEnd, Text, Thought
 from kvant.server.exchange import Stream, attend, dump, read
 from kvant.server.failures import error_body, http_error_of
 from kvant.server.fields import FieldError
@@ -33,7 +34,6 @@ from kvant.server.ollama_requests import (
 from kvant.server.openai_completions import cut_vectors
 from kvant.server.openai_shapes import token_entry
 from kvant.server.template_traits import traits_of
-from kvant.server.tool_calls import CallEnd, Text, Thought
 from kvant.server.tool_use import Tool, ToolUse
 
 __all__ = ["chat", "embed", "embeddings", "generate", "time_text"]

@@ -225,7 +225,9 @@ class TransferRequest:
 
     model: Annotated[str, "A model's name.", Within(0, 512)] = ""
     name: Annotated[str, "The older name of it.", Within(0, 512)] = ""
-    insecure: Annotated[bool, "Registries without TLS."] = False
+    insecure: Annotated[bool, "Refused where true: a registry on this machine needs no TLS."] = (
+        False
+    )
     stream: Annotated[bool, "Lines of JSON as they come."] = True
 
 

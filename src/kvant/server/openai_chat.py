@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from kvant.server.answering import Answers, Step, Whole, begin
+from kvant.server.events import CallPart, CallStart, Event, Text, Thought
 from kvant.server.exchange import Stream, attend, read
 from kvant.server.failures import error_body, http_error_of
 from kvant.server.fields import FieldError
@@ -25,7 +26,6 @@ from kvant.server.openai_requests import (
     stop_of,
 )
 from kvant.server.openai_shapes import event, token_entry, usage
-from kvant.server.tool_calls import CallPart, CallStart, Event, Text, Thought
 from kvant.server.tool_use import Tool, ToolUse
 
 __all__ = ["chat", "chat_job"]

@@ -23,20 +23,14 @@ import re
 import secrets
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from kvant.server.events import CallEnd, CallPart, CallStart, Event, Text
 from kvant.server.json_scan import ObjectScan
 from kvant.server.reasoning import held
 
 __all__ = [
-    "CallEnd",
-    "CallPart",
-    "CallStart",
-    "Event",
     "NamedCallReader",
-    "Text",
-    "Thought",
     "ToolCallReader",
     "new_call_id",
 ]
@@ -52,48 +46,6 @@ _ALPHABET = string.ascii_letters + string.digits
 _MOST_NAME = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A piece of the answer."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Thought:
-    """A piece of the reasoning before it."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallStart:
-    """A call begins; ``index`` counts the calls of an answer."""
-
-    index: int
-    id: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallPart:
-    """A piece of its arguments, which are JSON in the end."""
-
-    index: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallEnd:
-    """The call is complete; ``arguments`` are the parts together."""
-
-    index: int
-    id: str
-    name: str
-    arguments: str
-
-
-Event: TypeAlias = Text | Thought | CallStart | CallPart | CallEnd
 NewId: TypeAlias = Callable[[], str]
 
 

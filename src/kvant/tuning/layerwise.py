@@ -20,9 +20,10 @@ from kvant.calibration.layers import LayerWalk
 from kvant.checkpoint import Checkpoint
 from kvant.engine import Engine
 from kvant.packing import get
-from kvant.quant.methods import Method, Problem, applies
+from kvant.packing.groups import Groups
+from kvant.quant.methods import Method, Problem, Quantised, applies
 
-__all__ = ["Layerwise", "Progress", "quantise_layers"]
+__all__ = ["Layerwise", "Progress", "quantise_grids", "quantise_layers"]
 
 Bytes = npt.NDArray[np.uint8]
 Progress = Callable[[int, int, str], None]
@@ -69,11 +70,42 @@ def quantise_layers(
     Yields:
         Name and packed rows, uint8 [rows, row bytes], rows in the canonical order.
     """
+    found = quantise_grids(
+        checkpoint,
+        engine,
+        chunks,
+        packings,
+        how,
+        threads=threads,
+        max_memory=max_memory,
+        scratch=scratch,
+        progress=progress,
+    )
+    for name, quantised in found:
+        yield name, quantised.packed()
+
+
+def quantise_grids(
+    checkpoint: Checkpoint,
+    engine: Engine,
+    chunks: Sequence[npt.NDArray[np.int32]],
+    grids: Mapping[str, str | Groups],
+    how: Layerwise,
+    *,
+    threads: int,
+    max_memory: int | None = None,
+    scratch: Path | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, Quantised]]:
+    """As `quantise_layers`, with codes and scales as they were chosen, also for groups.
+
+    Of groups the engine gets half-precision floats, as it does not know them.
+    """
     walk = LayerWalk(engine, list(chunks), max_memory=max_memory, folder=scratch)
-    total = sum(w.stored.elements for n, w in checkpoint.weights.items() if n in packings)
+    total = sum(w.stored.elements for n, w in checkpoint.weights.items() if n in grids)
     done = 0
 
-    def quantised(names: Sequence[str], moments: SecondMoments) -> Iterator[tuple[str, Bytes]]:
+    def quantised(names: Sequence[str], moments: SecondMoments) -> Iterator[tuple[str, Quantised]]:
         nonlocal done
         mean = moments.mean()
         weights = {}
@@ -81,19 +113,17 @@ def quantise_layers(
             if progress is not None:
                 progress(done, total, name)
             weight = checkpoint.weights[name]
-            problem = Problem(packings[name], weight.read_f32(), mean, threads)
-            rows = how.method(problem).packed()
-            storage = get(packings[name]).storage
-            weights[name] = _core.Weight.of_array(storage.id, weight.stored.row_length, rows)
+            found = how.method(Problem(grids[name], weight.read_f32(), mean, threads))
+            weights[name] = _for_engine(found)
             done += weight.stored.elements
-            yield name, rows
+            yield name, found
         engine.replace(weights)
 
     def wanted(names: Sequence[str]) -> list[str]:
         return [
             n
             for n in names
-            if n in packings and applies(packings[n]) and len(checkpoint.weights[n].shape) == 2
+            if n in grids and applies(grids[n]) and len(checkpoint.weights[n].shape) == 2
         ]
 
     while not walk.at_head:
@@ -110,6 +140,14 @@ def quantise_layers(
         for x in walk.head_inputs():
             moments.add(x)
         yield from quantised(head, moments)
+
+
+def _for_engine(found: Quantised) -> _core.Weight:
+    columns = found.values.shape[1]
+    if isinstance(found.packing, Groups):
+        rows = found.values.astype(np.float16).view(np.uint8)
+        return _core.Weight.of_array(get("F16").storage.id, columns, rows)
+    return _core.Weight.of_array(get(found.packing).storage.id, columns, found.packed())
 
 
 def _moments(walk: LayerWalk, groups: Sequence[Sequence[str]]) -> list[SecondMoments]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kvant.packing.feedback import weight_by_weight
+from kvant.packing.groups import Groups
 from kvant.quant.methods.feedback import feedback
 from kvant.quant.methods.problem import Problem, Quantised
 from kvant.quant.methods.refine import refine
@@ -28,6 +29,12 @@ METHODS: Mapping[str, Method] = {
 """By the name that a file's metadata gives."""
 
 
-def applies(packing: str) -> bool:
-    """Whether methods that choose code by code can be used with a packing."""
+def applies(packing: str | Groups) -> bool:
+    """Whether methods that choose code by code can be used with a packing, or gain anything.
+
+    Of groups not with eight bits, where there is nothing to gain, nor with scales that are powers
+    of two, which cannot follow.
+    """
+    if isinstance(packing, Groups):
+        return packing.bits < 8 and packing.scale != "E8M0" and packing.block <= 256
     return weight_by_weight(packing)

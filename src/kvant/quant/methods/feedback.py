@@ -15,9 +15,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from kvant.packing import feedback as blocks
-from kvant.packing import get, native
-from kvant.packing.spec import SCALES, Floats, Scales
+from kvant.packing.spec import Floats, Scales
+from kvant.quant.methods.grid import Grid, grid_of
 from kvant.quant.methods.problem import Problem, Quantised
 
 __all__ = ["DAMPING", "damped", "feedback", "inverse_factor"]
@@ -30,26 +29,25 @@ DAMPING = 0.01
 
 def feedback(problem: Problem, *, damping: float = DAMPING) -> Quantised:
     """Scales block by block and codes column by column, each correcting what follows."""
-    packing = get(problem.packing)
-    size = packing.block
+    grid = grid_of(problem.packing)
+    size = grid.block
     moments = damped(problem.moments, damping)
     factor = inverse_factor(moments).astype(np.float32)
     inverse = 1 / np.diag(factor)
     importance = _importance(moments)
     w = problem.weights.astype(np.float32)  # a copy
     codes = np.empty(w.shape, np.uint8)
-    scales = np.empty((len(w), w.shape[1] // size), SCALES)
+    scales = np.empty((len(w), w.shape[1] // size), grid.dtype)
     for start in range(0, w.shape[1], size):
         here, later = slice(start, start + size), slice(start + size, None)
-        scales[:, start // size] = fitted(problem.packing, w[:, here], importance[here])
-        codes[:, here], error = blocks.carry(
-            problem.packing,
+        scales[:, start // size] = fitted(grid, w[:, here], importance[here])
+        codes[:, here], error = grid.carry(
             w,
             start,
             np.ascontiguousarray(scales[:, start // size]),
             np.triu(factor[here, here], 1),
             inverse[here],
-            threads=problem.threads,
+            problem.threads,
         )
         if start + size < w.shape[1]:
             w[:, later] -= error @ factor[here, later]
@@ -82,10 +80,9 @@ def _upper_inverse(r: Matrix) -> Matrix:
     return out
 
 
-def fitted(packing: str, x: Floats, importance: Floats) -> Scales:
+def fitted(grid: Grid, x: Floats, importance: Floats) -> Scales:
     """Scales of one block in every row, errors weighed by ``importance`` [block]."""
-    weights = np.ascontiguousarray(np.broadcast_to(importance, x.shape))
-    return native.fit(packing, np.ascontiguousarray(x), weights)
+    return grid.fit(np.ascontiguousarray(x), importance[None])
 
 
 def _importance(moments: Matrix) -> Floats:

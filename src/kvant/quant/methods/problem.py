@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.packing import get, native
+from kvant.packing.groups import Groups
 from kvant.packing.spec import Codes, Floats, Scales
+from kvant.quant.methods.grid import grid_of
 
 __all__ = ["Problem", "Quantised"]
 
@@ -21,8 +23,8 @@ class Problem:
     linear's outputs.
     """
 
-    packing: str
-    """A packing whose codes stand for one weight each."""
+    packing: str | Groups
+    """A packing whose codes stand for one weight each, or groups."""
     weights: Floats
     """W, float32 [rows, columns]; columns are whole blocks of the packing."""
     moments: npt.NDArray[np.float64]
@@ -35,23 +37,24 @@ class Problem:
 class Quantised:
     """Weights in a packing: codes, scales, and the weights they stand for."""
 
-    packing: str
+    packing: str | Groups
     codes: Codes
     """uint8 [rows, columns]"""
     scales: Scales
-    """of dtype SCALES, [rows, columns / block]"""
+    """of dtype SCALES (of groups: GROUP_SCALES), [rows, columns / block]"""
     values: Floats
     """float32 [rows, columns]"""
 
     @classmethod
-    def of(cls, packing: str, codes: Codes, scales: Scales) -> Quantised:
+    def of(cls, packing: str | Groups, codes: Codes, scales: Scales) -> Quantised:
         """With values as the format decodes them."""
-        block = get(packing).block
-        flat = native.decode(packing, codes.reshape(-1, block), scales.reshape(-1))
+        grid = grid_of(packing)
+        flat = grid.decode(codes.reshape(-1, grid.block), scales.reshape(-1))
         return cls(packing, codes, scales, flat.reshape(codes.shape))
 
     def packed(self) -> npt.NDArray[np.uint8]:
-        """Bytes as they stand in a file: uint8 [rows, row bytes]."""
+        """Bytes as they stand in a GGUF file: uint8 [rows, row bytes]; not of groups."""
+        assert isinstance(self.packing, str)
         block = get(self.packing).block
         data = native.layout(self.packing, self.codes.reshape(-1, block), self.scales.reshape(-1))
         return data.reshape(len(self.codes), -1)

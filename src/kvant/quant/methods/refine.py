@@ -14,10 +14,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from kvant.packing import feedback as blocks
-from kvant.packing import get, native
 from kvant.packing.spec import Codes, Floats, Scales
 from kvant.quant.methods.feedback import DAMPING, damped
+from kvant.quant.methods.grid import Grid, grid_of
 from kvant.quant.methods.problem import Problem, Quantised
 
 __all__ = ["refine"]
@@ -42,7 +41,8 @@ def refine(
         scales: after the codes of a block, its d and dmin too.
         damping: as for `feedback`.
     """
-    size = get(problem.packing).block
+    grid = grid_of(problem.packing)
+    size = grid.block
     moments = damped(problem.moments, damping).astype(np.float32)
     inverse = 1 / np.diag(moments)
     codes, found = start.codes.copy(), start.scales.copy()
@@ -55,8 +55,7 @@ def refine(
             own = np.ascontiguousarray(found[:, at // size])
             mine = np.ascontiguousarray(codes[:, here])
             before = r[:, here].copy()
-            change = blocks.descend(
-                problem.packing,
+            change = grid.descend(
                 q,
                 r,
                 at,
@@ -64,13 +63,13 @@ def refine(
                 block,
                 np.ascontiguousarray(inverse[here]),
                 mine,
-                threads=problem.threads,
+                problem.threads,
             )
             codes[:, here] = mine
             r[:, here] = before
             if scales:
                 gradient = before + change @ block
-                better, shift = _refitted(problem.packing, mine, own, gradient, block)
+                better, shift = _refitted(grid, mine, own, gradient, block)
                 found[:, at // size] = better
                 q[:, here] += shift
                 change += shift
@@ -79,13 +78,13 @@ def refine(
 
 
 def _refitted(
-    packing: str, codes: Codes, scales: Scales, gradient: Floats, moments: Floats
+    grid: Grid, codes: Codes, scales: Scales, gradient: Floats, moments: Floats
 ) -> tuple[Scales, Floats]:
     """Block scales of least error for fixed codes, and how the weights change by them.
 
     ``codes`` and ``gradient`` (half of it) are [rows, block], ``moments`` [block, block].
     """
-    along = _directions(packing, codes, scales)
+    along = grid.directions(codes, scales)
     pulled = [u @ moments for u in along]
     rows = np.einsum
     a = rows("ij,ij->i", pulled[0], along[0])
@@ -100,28 +99,10 @@ def _refitted(
         safe = np.where(regular, det, 1)
         step[0] = np.where(regular, (g * c - h * b) / safe, step[0])
         step[1] = np.where(regular, (a * h - b * g) / safe, 0)
-    new = scales.copy()
-    new["d"] = _half(scales["d"] + step[0])
-    new["dmin"] = _half(np.maximum(scales["dmin"] + step[1], 0))
-    old_values = native.decode(packing, codes, scales)
-    shift = native.decode(packing, codes, new) - old_values
+    new = grid.moved(scales, step[: len(along)])
+    shift = grid.decode(codes, new) - grid.decode(codes, scales)
     gain = rows("ij,ij->i", shift, 2 * gradient + shift @ moments)
     worse = ~((gain < 0) & (np.sign(new["d"]) == np.sign(scales["d"])))
     new[worse] = scales[worse]
     shift[worse] = 0
     return new, shift
-
-
-def _directions(packing: str, codes: Codes, scales: Scales) -> list[Floats]:
-    """What the block's weights change by when d, or dmin, grows by one: [rows, block] each."""
-    unit = scales.copy()
-    unit["d"], unit["dmin"] = 1, 0
-    along = [native.decode(packing, codes, unit)]
-    if (scales["dmin"] != 0).any():
-        unit["d"], unit["dmin"] = 0, 1
-        along.append(native.decode(packing, codes, unit))
-    return along
-
-
-def _half(x: Floats) -> Floats:
-    return np.clip(x, -65504, 65504).astype(np.float16).astype(np.float32)

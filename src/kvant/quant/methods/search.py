@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvant.packing import get, native
-from kvant.packing.spec import SCALES
+from kvant.packing.spec import Floats
+from kvant.quant.methods.grid import grid_of
 from kvant.quant.methods.problem import Problem, Quantised
 from kvant.quant.weighting import error_weights
 
@@ -14,17 +14,18 @@ __all__ = ["search"]
 
 def search(problem: Problem) -> Quantised:
     """Scales of least weighed error, codes nearest to the weights."""
-    size = get(problem.packing).block
+    grid = grid_of(problem.packing)
     diagonal = np.diag(problem.moments)
     mean = diagonal.mean()
     importance = (diagonal / mean if mean > 0 else np.ones_like(diagonal)).astype(np.float32)
-    weights = error_weights(problem.packing, problem.weights, importance)
+    weights: Floats | None = importance
+    if isinstance(problem.packing, str):
+        weights = error_weights(problem.packing, problem.weights, importance)
     assert weights is not None
-    shape = (-1, size)
+    shape = (-1, grid.block)
     x = np.ascontiguousarray(problem.weights, np.float32).reshape(shape)
-    w = np.ascontiguousarray(np.broadcast_to(weights, problem.weights.shape)).reshape(shape)
-    scales = native.fit(problem.packing, x, w)
-    codes = native.encode(problem.packing, x, scales).reshape(problem.weights.shape)
+    scales = grid.fit(x, np.ascontiguousarray(weights).reshape(shape))
+    codes = grid.encode(x, scales).reshape(problem.weights.shape)
     return Quantised.of(
-        problem.packing, codes, scales.reshape(len(codes), -1).astype(SCALES, copy=False)
+        problem.packing, codes, scales.reshape(len(codes), -1).astype(grid.dtype, copy=False)
     )

@@ -1,0 +1,1 @@
+"""Unquantised Hugging Face folders."""

@@ -1,0 +1,1 @@
+"""Folders for Apple's MLX: what mlx-lm and mlx-swift load."""

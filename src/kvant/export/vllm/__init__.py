@@ -1,0 +1,1 @@
+"""Folders for vLLM: compressed-tensors, which transformers loads too."""

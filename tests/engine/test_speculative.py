@@ -243,6 +243,27 @@ def test_what_does_not_pay_ends(checkpoint: Checkpoint, tokenizer: Tokenizer, co
     assert sum(half[1]) / 40 < sum(half[0]) * 0.8
 
 
+def test_a_step_has_room_for_its_logits(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    rows = 0
+
+    def row(tokens: list[int]) -> npt.ArrayLike:
+        nonlocal rows
+        rows += 1
+        return np.eye(1, checkpoint.config.vocab_size, 300)[0]
+
+    engine = SpokenEngine(checkpoint.config.vocab_size, 1024, row)
+    speculator = Speculator(Told(lambda _: [300] * 15), 15, Free())
+    batch = Batch(engine, tokenizer, context=1024, speculation=speculator)  # type: ignore[arg-type]
+    for i in range(50):
+        batch.add(Request([i + 5], GREEDY, 20, ignore_end=True))
+    most = 0
+    while not batch.idle:
+        rows = 0
+        batch.step()
+        most = max(most, rows)
+    assert most == 128
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 5), st.data())
 def test_lookup_against_looking(tokens: list[int], count: int, data: st.DataObject) -> None:
     index = _Index((4, 3, 2))

@@ -189,8 +189,8 @@ def test_sampling_keeps_the_distribution(checkpoint: Checkpoint, tokenizer: Toke
     speculator = Speculator(Told(lambda tokens: [301, 302]), 2, Free())
     limits = Limits(100, 100, 512)  # guesses are made where nobody waits
     seen: Counter[tuple[int, ...]] = Counter()
-    for at in range(0, count, 100):
-        part = requests[at : at + 100]
+    for at in range(0, count, 40):
+        part = requests[at : at + 40]
         found, _ = run(engine, tokenizer, part, speculation=speculator, limits=limits)
         seen.update(c.tokens for c in found)
     assert speculator.counts[1] > 500

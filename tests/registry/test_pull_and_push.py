@@ -6,6 +6,8 @@ import base64
 import gzip
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 from fake_registry import PASSWORD, FakeRegistry, Handler, Start, digest, layer
 
+import kvant
 from kvant.errors import UsageError
 from kvant.registry import (
     AbsentError,
@@ -24,7 +27,9 @@ from kvant.registry import (
     Store,
     UnreachableError,
 )
+from kvant.registry.auth import Credentials, find_credentials
 from kvant.registry.http import Patience
+from kvant.registry.oci import Registry
 from kvant.registry.pull import pull, push
 
 MODEL = os.urandom(300_000)
@@ -187,6 +192,59 @@ def test_passwords_are_not_shown_in_errors(
     assert registry.asked("GET") == 2
 
 
+def test_no_password_without_encryption(registry: FakeRegistry) -> None:
+    known = Credentials("me", "mine")
+    asked = Registry("192.0.2.1", "x", scheme="http", credentials=known)
+    with pytest.raises(DeniedError, match="so no password is sent there"):
+        asked._authenticate('Basic realm="x"', "pull", "")
+    with pytest.raises(UnreachableError, match="no encrypted connection"):
+        Registry(registry.host, "x", scheme="https").manifest("latest")
+
+
+def test_what_docker_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    helper = tmp_path / "docker-credential-mine"
+    helper.write_text(
+        '#!/bin/sh\nread host\necho "{\\"Username\\":\\"u\\",\\"Secret\\":\\"$host\\"}"\n'
+    )
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    pair = base64.b64encode(b"me:a:b").decode()
+    config = {
+        "auths": {
+            "https://one.example/v1/": {"auth": pair},
+            "two.example": {"identitytoken": "refresh"},
+            "three.example": {"auth": "no base64"},
+            "https://index.docker.io/v1/": {"username": "d", "password": "h"},
+        },
+        "credHelpers": {"four.example": "mine", "five.example": "../../bin/sh"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert find_credentials("one.example") == Credentials("me", "a:b")
+    assert find_credentials("two.example") == Credentials(identity="refresh")
+    assert find_credentials("three.example") is None
+    assert find_credentials("docker.io") == Credentials("d", "h")
+    assert find_credentials("four.example") == Credentials("u", "four.example")
+    assert find_credentials("five.example") is None
+    assert find_credentials("six.example") is None
+    monkeypatch.setenv("KVANT_REGISTRY_AUTH", "one.example=token-of-mine")
+    assert find_credentials("ONE.example") == Credentials(bearer="token-of-mine")
+    assert "a:b" not in repr(Credentials("me", "a:b"))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DeniedError, match=r"config\.json: not JSON.*Credentials"):
+        find_credentials("two.example")
+
+
+def test_a_proxy(registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.add(MODEL)
+    monkeypatch.setenv("http_proxy", f"http://{registry.host}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    found = Registry("registry.example.com", "x", scheme="http").manifest("latest")
+    assert found.layers[0].digest == digest(MODEL)
+    assert registry.seen[0][1] == "http://registry.example.com/v2/x/manifests/latest"
+
+
 # ---- interrupted, resumed, at once ---------------------------------------------------------------
 
 
@@ -266,6 +324,22 @@ def test_a_blob_is_downloaded_once(registry: FakeRegistry, store: Store) -> None
     assert sum(step.status == "success" for step in told) == 5
 
 
+def test_a_blob_is_downloaded_once_by_processes(
+    registry: FakeRegistry, store: Store, tmp_path: Path
+) -> None:
+    registry.add(MODEL)
+    registry.rules.append((f"blobs/{digest(MODEL)}", lambda handler: time.sleep(1.5) or False))
+    code = f"from kvant.registry import Store; Store({str(store.root)!r}).pull('oci://{registry.host}/x')"
+    path = os.pathsep.join([str(Path(kvant.__file__).parent.parent), *sys.path])
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
+        for _ in range(3)
+    ]
+    assert [process.wait(60) for process in running] == [0, 0, 0]
+    assert registry.asked(f"GET .*{digest(MODEL)}") == 1
+    assert store.verify().problems == ()
+
+
 def test_what_is_there_is_not_fetched(
     registry: FakeRegistry, store: Store, gguf: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -341,6 +415,15 @@ MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
             ]
         },
         "a template of 1073741824 bytes",
+    ),
+    "many licences": (
+        {
+            "layers": [
+                layer(MODEL),
+                *[layer(MODEL, "application/vnd.ollama.image.license", size=4 << 20)] * 9,
+            ]
+        },
+        "37748736 bytes of templates, licences",
     ),
     "config bomb": (
         {"config": layer(MODEL, "application/json", size=1 << 30), "layers": [layer(MODEL)]},

@@ -9,7 +9,7 @@
     index.py        what follows from it, in SQLite
     manifest.py     what a model consists of; checked, since it comes from others
     local.py        a model of the store, as those who run it need it
-    describe.py     what a model's files say of themselves
+    describe.py     what a model's files say of themselves, as details.py keeps it
     modelfile.py    Modelfiles; parameters.py their parameters
     go_template.py  Go's templates, of which go_syntax.py makes a tree
     making.py       create

@@ -173,7 +173,7 @@ def _cached(repository: str, revision: str) -> list[str]:
 def _with_license(store: Store, base: Base, folder: Path | None, tell: Progress) -> Base:
     """What the repository says of its licence, where the file says nothing."""
     from kvant.checkpoint.card import read_card
-    from kvant.registry.describe import license_of
+    from kvant.registry.details import license_of
     from kvant.registry.fetch import link_file
     from kvant.registry.manifest import ROLE_TYPES, Descriptor
 

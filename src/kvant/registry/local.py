@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 from kvant.errors import FileFormatError, UnsupportedError, UsageError
 from kvant.files.config_json import parse_json
-from kvant.registry.describe import Details, license_of
+from kvant.registry.details import Details, license_of
 from kvant.registry.index import Row
 from kvant.registry.manifest import MOST_TEXT, Descriptor, Manifest, Role
 from kvant.registry.modelfile import Message, Modelfile, jinja_of
 from kvant.registry.parameters import Parameters, normal, split_parameters
 
 __all__ = ["Contents", "Entry", "Local", "Shown", "read_contents", "view_files"]
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 Entry = Row
 """A model in a list: ``name``, ``digest`` and ``size`` (bytes, with everything), ``created`` (UTC,
@@ -181,7 +184,8 @@ def view_files(manifest: Manifest, details: Details) -> tuple[dict[str, str], st
                 title = f"{stem}.gguf" if number == 0 else f"{stem}-{number}.gguf"
             names.append(title)
             files[f"{stem}/{title}"] = layer.digest
-        main = f"{stem}/{sorted(names)[0]}"
+        # Shards are opened by the first of them, whatever order they are listed in.
+        main = f"{stem}/{min(names) if all(map(_SHARD.search, names)) else names[0]}"
     else:
         files |= {f"{stem}/{layer.title}": layer.digest for layer in manifest.of("file")}
         main = stem

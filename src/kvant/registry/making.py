@@ -11,14 +11,13 @@ from typing import TypeAlias
 from kvant.errors import InputError, UsageError
 from kvant.files.source import quote
 from kvant.registry.describe import (
-    Details,
     describe_folder,
     describe_gguf,
     folder_files,
     gguf_files,
     is_license,
-    license_of,
 )
+from kvant.registry.details import Details, license_of
 from kvant.registry.errors import HostileError
 from kvant.registry.fetch import link_file
 from kvant.registry.local import Contents, Entry, read_contents, to_layer, view_files

@@ -82,6 +82,8 @@ MOST_MANIFEST = 4 << 20
 """Bytes of a manifest, as registries limit them."""
 MOST_TEXT = 4 << 20
 """Bytes of a template, a licence and the like, and of a config."""
+_MOST_TEXTS = 32 << 20
+"""Bytes of all templates, licences and the like of one model together."""
 _MOST_LAYERS = 2000
 _MOST_SIZE = 1 << 46  # 70 TB
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
@@ -292,6 +294,12 @@ def _check_parts(layers: tuple[Descriptor, ...], where: str) -> None:
         if title and place in titles:
             raise HostileError(f"{where}: two files are called {quote(title)}. Nothing was kept.")
         titles.add(place)
+    texts = sum(d.size for d in layers if d.role is not None and d.role not in _FILES)
+    if texts > _MOST_TEXTS:
+        raise HostileError(
+            f"{where}: {texts} bytes of templates, licences and the like, expected at most "
+            f"{_MOST_TEXTS}. Nothing was kept."
+        )
     for kind, title in titles:
         if (kind, title.partition("/")[0]) in titles and "/" in title:
             raise HostileError(

@@ -48,7 +48,7 @@ PROMPTS, TOKENS, BODY = 200, 24, 65536
 GROWTH_MB, GROWTH_FDS = 12.0, 4
 SAMPLES = 40
 _PATIENCE = 900.0
-"""Seconds until a request counts as lost; other work of the machine may stop all of this for long."""
+"""Seconds until a request counts as lost; other work of the machine may hold it up for long."""
 _WORDS = "dog cat bird fish king queen girl boy tree house river moon sun star boat"
 
 
@@ -190,7 +190,7 @@ class Soak:
             ask["prompt"], status = "x" * (BODY + r.randrange(1, 10**6)), 413
         elif kind == "malformed":
             whole = json.dumps(ask).encode()
-            body = r.choice([whole[: r.randrange(len(whole))], b"\xff" + whole, b"[1]", b"null"])
+            body = r.choice([whole[: r.randrange(1, len(whole))], b"\xff" + whole, b"[1]", b"null"])
             status = 400
         elif kind == "too long":
             ask["prompt"], status = "word " * 3000, 400

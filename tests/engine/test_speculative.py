@@ -189,8 +189,8 @@ def test_sampling_keeps_the_distribution(checkpoint: Checkpoint, tokenizer: Toke
     speculator = Speculator(Told(lambda tokens: [301, 302]), 2, Free())
     limits = Limits(100, 100, 512)  # guesses are made where nobody waits
     seen: Counter[tuple[int, ...]] = Counter()
-    for at in range(0, count, 100):
-        part = requests[at : at + 100]
+    for at in range(0, count, 40):
+        part = requests[at : at + 40]
         found, _ = run(engine, tokenizer, part, speculation=speculator, limits=limits)
         seen.update(c.tokens for c in found)
     assert speculator.counts[1] > 500
@@ -241,6 +241,27 @@ def test_what_does_not_pay_ends(checkpoint: Checkpoint, tokenizer: Tokenizer, co
     # text it is.
     half = [asked(lambda tokens: [300 + len(tokens) if len(tokens) % 2 else 7], n) for n in (1, 40)]
     assert sum(half[1]) / 40 < sum(half[0]) * 0.8
+
+
+def test_a_step_has_room_for_its_logits(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    rows = 0
+
+    def row(tokens: list[int]) -> npt.ArrayLike:
+        nonlocal rows
+        rows += 1
+        return np.eye(1, checkpoint.config.vocab_size, 300)[0]
+
+    engine = SpokenEngine(checkpoint.config.vocab_size, 1024, row)
+    speculator = Speculator(Told(lambda _: [300] * 15), 15, Free())
+    batch = Batch(engine, tokenizer, context=1024, speculation=speculator)  # type: ignore[arg-type]
+    for i in range(50):
+        batch.add(Request([i + 5], GREEDY, 20, ignore_end=True))
+    most = 0
+    while not batch.idle:
+        rows = 0
+        batch.step()
+        most = max(most, rows)
+    assert most == 128
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 5), st.data())

@@ -31,6 +31,8 @@ __all__ = ["DraftModel", "Drafter", "Lookup", "Pace", "Speculator", "Text", "che
 
 _MOST = 15
 """Guesses at once. With the token before them they fill two tiles of the products."""
+_ROWS = 128
+"""Tokens of a step with guesses, at most: each has a row of logits in memory."""
 _LEARN = 0.15
 """How much of the old a new observation replaces."""
 _AGE = 512
@@ -141,7 +143,7 @@ class Speculator:
         size = len(texts)
         for text in texts:
             record = self._records.setdefault(id(text), _Record(self._drafter.trust))
-            count = self._worth(record, len(texts), size)
+            count = min(self._worth(record, len(texts), size), max(0, _ROWS - size))
             if count == 0 and not self._drafter.costs:
                 shadows.append(text)
             asked.append((text, count))

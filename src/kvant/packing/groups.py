@@ -217,6 +217,8 @@ class _EvenSearch:
         """Stretches of the range first, then what follows from the best."""
         top = np.float32(self.grid.most)
         lo, hi = self.x.min(0), self.x.max(0)
+        if self.grid.zero == "bias":
+            self.follow(*_mlx_affine(lo, hi, self.grid.most), 1)
         for width in widths(self.grid):
             stretch = np.float32(width)
             if self.grid.zero == "middle":

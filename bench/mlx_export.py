@@ -42,11 +42,9 @@ def main() -> int:
     arguments = parser.parse_args()
     source = arguments.model
     if source is None:
-        from synthetic import SHAPES, make
+        from synthetic import make
 
-        source = WORK / "llama-3.2-1b"
-        if not source.exists():
-            make(source, SHAPES["llama-3.2-1b"])
+        source = make("llama-3.2-1b")
     report = Report(f"Writing {arguments.level} MLX folders from {source.name}", machine())
     report.head()
     out = WORK / "mlx-export"

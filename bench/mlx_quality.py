@@ -102,7 +102,7 @@ def _measured(
     if max(sizes) - min(sizes) > 1024:  # headers may differ by a few bytes
         raise SystemExit(f"the folders differ in size: {sizes}")
     results = evaluate(files, arguments.model, text=text)[1:]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for effort, mine in zip(ours, results[1:], strict=True):
         assert mine.kld is not None
         assert results[0].kld is not None

@@ -70,7 +70,13 @@ def _measure(arguments: argparse.Namespace, folder: Path, report: Report) -> lis
     text = arguments.text or builtin_text("evaluation")
     # In float32, scales too, on both sides: what is compared is the choice of codes and scales.
     source = folder / "source"
-    command = [*kvant_command(), "convert", resolve(arguments.model), "--to", "hf"]
+    command: list[str | Path] = [
+        *kvant_command(),
+        "convert",
+        resolve(arguments.model),
+        "--to",
+        "hf",
+    ]
     child([*command, "--dtype", "f32", "-o", source])
     chunks = calibration_chunks(open_source(source), [calibration])
     (folder / "ids.json").write_text(json.dumps(chunks.ids.tolist()))
@@ -81,7 +87,7 @@ def _measure(arguments: argparse.Namespace, folder: Path, report: Report) -> lis
         command = [*kvant_command(), "quantize", source, "w4a16", "--to", "vllm", "-o", out]
         child([*command, "--effort", effort, "--text", calibration])
     results = evaluate([theirs, *ours.values()], source, text=text)[1:]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for effort, mine in zip(ours, results[1:], strict=True):
         assert mine.kld is not None
         assert results[0].kld is not None

@@ -120,8 +120,8 @@ class GroupLayout(ABC):
 class GroupTensor(OutTensor):
     """Quantised on a grid of groups.
 
-    ``importance`` float32 [columns], or of a stack [experts, columns], weighs errors of a search; ``plain`` takes the format's own
-    formula instead.
+    ``importance`` float32 [columns], or of a stack [experts, columns], weighs errors of a search;
+    ``plain`` takes the format's own formula instead.
     """
 
     piece: Piece

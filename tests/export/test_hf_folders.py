@@ -39,7 +39,7 @@ TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], np.int32)
 
 def our_logits(folder: Path) -> np.ndarray:
     """The interpreter's, over what the folder's tensors decode to."""
-    found: np.ndarray = ReferenceModel(open_checkpoint(folder)).forward(TOKENS)
+    found: np.ndarray = ReferenceModel(open_checkpoint(folder)).forward(TOKENS[None])[0]
     return found
 
 
@@ -159,7 +159,7 @@ def test_all_roads(tmp_path: Path) -> None:
     kvant.quantize(tmp_path / "vllm", "Q8_0", tmp_path / "model.gguf", evidence=False)
     last = kvant.convert(tmp_path / "model.gguf", tmp_path / "hf", to="hf")
     assert any("Verified" in note for note in last.notes)
-    (result,) = kvant.evaluate([tmp_path / "hf"], "demo", tokens=2048)[1:]
+    (result,) = kvant.evaluate([tmp_path / "hf"], "demo", chunks=8)[1:]
     assert result.kld is not None
     assert result.kld < 2e-3
 

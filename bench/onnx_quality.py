@@ -103,6 +103,7 @@ def _measure(arguments: argparse.Namespace, work: Path, report: Report) -> list[
                 to="onnx",
                 effort=effort,
                 threads=arguments.threads,
+                settings={"float_activations": True},  # as the peer's files have it
             )
             files[f"kvant {effort} g{block}"] = out / "model.onnx", _weight_bytes(found)
     checkpoint = open_source(arguments.model)
@@ -145,9 +146,13 @@ def _peer(work: Path, method: str, block: int) -> tuple[Path, int]:
 
     A tied matrix, which it stores for the head and for the embedding, is counted once.
     """
+    import logging
+
     import onnx
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
+    logging.getLogger("onnxruntime").setLevel(logging.WARNING)
+    logging.getLogger(nbits.__name__).setLevel(logging.WARNING)
     model = _untied(onnx.load(str(work / "base" / "model.onnx")))
     if method == "k_quant":
         config = nbits.KQuantWeightOnlyQuantConfig()

@@ -33,6 +33,7 @@ void bind_rows(nb::module_& m);     // bind_rows.cc
 void bind_engine(nb::module_& m);   // bind_engine.cc
 void bind_sampler(nb::module_& m);  // bind_sampler.cc
 void bind_feedback(nb::module_& m);  // bind_feedback.cc
+void bind_groups(nb::module_& m);  // bind_groups.cc
 
 namespace {
 
@@ -251,6 +252,7 @@ NB_MODULE(_core, m) {
   bind_score(m);
   bind_sampler(m);
   bind_feedback(m);
+  bind_groups(m);
 }
 
 }  // namespace kvant

@@ -22,6 +22,7 @@ int score_row(const float* const* logits, int models, int64_t vocab, int32_t tar
 extern const RowKernels kRows;
 extern const VocabKernels kVocab;
 extern const FeedbackKernels kFeedback;
+extern const GroupKernels kGroups;
 
 namespace {
 
@@ -109,6 +110,6 @@ void to_bf16(const float* in, uint8_t* out, int64_t n) {
 
 extern const Isa kIsa = {KVANT_NAME(KVANT_ISA), kPackings, from_f16, from_bf16,
                          to_f16, to_bf16, first_beyond, bf16_beyond, float_panels, prepare_tile,
-                         &kRows, score_row, &kVocab, &kFeedback};
+                         &kRows, score_row, &kVocab, &kFeedback, &kGroups};
 
 }  // namespace kvant::KVANT_ISA

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "feedback.h"
+#include "groups.h"
 #include "panel.h"
 #include "rowops.h"
 #include "score.h"
@@ -65,6 +66,7 @@ struct Isa {
   ScoreRow score_row;  // logits scored, for evaluation
   const VocabKernels* vocab;  // logits sampled from
   const FeedbackKernels* feedback;  // codes chosen column by column
+  const GroupKernels* groups;  // scales and codes of formats that keep both apart
 };
 
 }  // namespace kvant

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from kvant.checkpoint.names import (
     FUSED_EXPERTS,
+    MLX_EXPERTS,
     hf_name,
     hf_old_name,
     hf_parts,
@@ -60,6 +61,11 @@ def locate(
     prefix = hf_prefix(architecture)
     bare = not any(name.startswith(prefix) for name in (*stored, *other))
     for ref in graph.weights.values():
+        own = _mlx_name(ref, architecture)
+        if own in stored and (own != hf_name(ref, architecture)):
+            names[ref.name] = own  # as mlx-lm has it: experts stacked, no matrix transposed
+            used.add(own)
+            continue
         if len(ref.shape) != 3:
             name = _matrix_name(ref, stored, architecture)
             if bare and name.removeprefix(prefix) in stored:
@@ -85,6 +91,17 @@ def locate(
         names[ref.name] = f"{ref.name} of {len(parts)}"
         made[names[ref.name]] = StackedTensor.of(parts[0].name, parts)
     return Located(names, made, frozenset(used), bare)
+
+
+def _mlx_name(ref: WeightRef, architecture: str) -> str:
+    """What mlx-lm calls a weight, in whose folders it is like this too."""
+    name = hf_name(ref, architecture)
+    if len(ref.shape) == 3:
+        block = name.partition(".experts.")[0]
+        return f"{block}.switch_mlp.{MLX_EXPERTS[ref.role]}.weight"
+    if architecture == "gpt2":
+        return "model." + name.removeprefix(hf_prefix(architecture))
+    return name
 
 
 def _or_old(name: str, stored: Mapping[str, StoredTensor], prefix: str) -> str:

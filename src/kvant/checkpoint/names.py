@@ -11,6 +11,7 @@ __all__ = [
     "HF_NAMES",
     "HF_NAMES_OF",
     "HF_VALUES_OF",
+    "MLX_EXPERTS",
     "HfValues",
     "hf_name",
     "hf_old_name",
@@ -131,6 +132,14 @@ FUSED_EXPERTS: dict[str, tuple[str, int, int]] = {
     "ffn_gate_exps": ("model.layers.{layer}.mlp.experts.gate_up_proj", 2, 0),
     "ffn_up_exps": ("model.layers.{layer}.mlp.experts.gate_up_proj", 2, 1),
     "ffn_down_exps": ("model.layers.{layer}.mlp.experts.down_proj", 1, 0),
+}
+
+
+#: The same as mlx-lm holds them: role to the name of its matrix below ``switch_mlp``.
+MLX_EXPERTS: dict[str, str] = {
+    "ffn_gate_exps": "gate_proj",
+    "ffn_up_exps": "up_proj",
+    "ffn_down_exps": "down_proj",
 }
 
 

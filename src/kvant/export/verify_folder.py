@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from kvant.arch import ModelConfig
 from kvant.checkpoint import Checkpoint, Weight, open_checkpoint
 from kvant.errors import OutputError
 from kvant.export.tensors import FloatTensor, GroupTensor, OutTensor
@@ -69,8 +70,9 @@ def check_folder(
         KvantError: the folder cannot be read as a model.
     """
     model = open_checkpoint(folder)
-    if model.config != source.config:
-        raise OutputError(_broken(f"its config is {model.config}, expected {source.config}"))
+    odd = config_difference(model.config, source.config)
+    if odd:
+        raise OutputError(_broken(f"its config has {odd}"))
     wanted: dict[str, OutTensor] = {}
     for tensor in tensors:
         wanted.setdefault(tensor.piece.canonical, tensor)
@@ -85,6 +87,27 @@ def check_folder(
             else:
                 exact += 1
     return FolderCheck(exact, quantised, *worst)
+
+
+def config_difference(found: ModelConfig, expected: ModelConfig) -> str:
+    """The first field in which two configs differ, in words; empty where there is none.
+
+    Numbers are compared in single precision, as GGUF holds them.
+    """
+    if type(found) is not type(expected):
+        return f"the fields of {type(found).__module__}, expected {type(expected).__module__}"
+    for name, value in vars(expected).items():
+        if _single(vars(found)[name]) != _single(value):
+            return f"{name} = {vars(found)[name]}, expected {value}"
+    return ""
+
+
+def _single(value: object) -> object:
+    if isinstance(value, float):
+        return float(np.float32(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return tuple(_single(getattr(value, f.name)) for f in fields(value))
+    return tuple(map(_single, value)) if isinstance(value, tuple) else value
 
 
 def bound(tensor: GroupTensor) -> float:

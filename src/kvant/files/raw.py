@@ -78,6 +78,13 @@ class RawTensor:
         """Length of the first axis; 1 of a scalar."""
         return self.shape[0] if self.shape else 1
 
+    def part(self, index: int) -> RawTensor:
+        """One of the first axis: the tensor ``self[index]``."""
+        width = self._row * np.dtype(_DTYPES[self.dtype]).itemsize
+        return RawTensor(
+            self.name, self.dtype, self.shape[1:], self.path, self.offset + index * width
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""

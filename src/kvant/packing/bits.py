@@ -1,4 +1,7 @@
-"""Codes of a few bits in a stream of bytes, lowest bits first: how most formats lay them out."""
+"""Codes of a few bits in a stream of bytes, lowest bits first: how most formats lay them out.
+
+`files.raw.unpacked` reads it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from kvant import _core
 
 __all__ = ["packed_bits"]
 
@@ -20,15 +25,9 @@ def packed_bits(codes: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
     Returns:
         uint8 [rows, n bits / 8].
     """
-    rows, count = codes.shape
-    if bits == 8:
-        return np.ascontiguousarray(codes, np.uint8)
-    if 8 % bits == 0:
-        each = 8 // bits
-        parts = codes.reshape(rows, count // each, each)
-        out = np.zeros(parts.shape[:2], np.uint8)
-        for i in range(each):
-            out |= parts[:, :, i] << np.uint8(i * bits)
+    out = np.empty((len(codes), codes.shape[1] * bits // 8), np.uint8)
+    if codes.shape[1] % 8 == 0:
+        _core.pack_bits(np.ascontiguousarray(codes), bits, out)
         return out
     single = codes[:, :, None] >> np.arange(bits, dtype=np.uint8) & np.uint8(1)
-    return np.packbits(single.reshape(rows, count * bits), axis=1, bitorder="little")
+    return np.packbits(single.reshape(len(codes), -1), axis=1, bitorder="little")

@@ -107,9 +107,12 @@ class Groups:
     def plain(self, x: Floats) -> Scales:
         """The formula of the format's own tools, for groups ``x`` float32 [groups, block].
 
-        Scales are as they are while codes are chosen: not yet rounded for the file, as MLX does it.
+        Scales are as they are while codes are chosen: MLX's are not yet rounded for the file.
         """
-        lo, hi = x.min(1), x.max(1)
+        return self.formula(x.min(1), x.max(1))
+
+    def formula(self, lo: Floats, hi: Floats) -> Scales:
+        """`plain`, given the least and the greatest weight of each group."""
         if self.zero == "bias":
             return self.scales(*_mlx_affine(lo, hi, self.most))
         if self.zero == "integer":  # compressed-tensors' calculate_qparams

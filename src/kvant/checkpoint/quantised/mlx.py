@@ -7,7 +7,7 @@ with entries by module path for layers that differ. A module is quantised if it 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from kvant.checkpoint.quantised.parts import FLOATS, Module, modules_with, unsup
 from kvant.errors import FileFormatError
 from kvant.files.decoded import DecodedTensor
 from kvant.files.raw import RawTensor, unpacked
+from kvant.files.tensor import StackedTensor, StoredTensor
 from kvant.packing.small_floats import E2M1, E4M3, E8M0
 from kvant.packing.types import BY_NAME
 
@@ -61,11 +62,10 @@ def mlx(config: Mapping[str, object], tensors: Mapping[str, RawTensor]) -> Itera
     """Every quantised module, and its weight."""
     for module in modules_with(tensors, "scales"):
         own = config.get(module.path)
-        settings = {**config, **own} if isinstance(own, dict) else config
-        yield module, _module(module, settings)
+        yield module, _module(module, own if isinstance(own, dict) else config)
 
 
-def _module(module: Module, settings: Mapping[str, object]) -> _Mlx:
+def _module(module: Module, settings: Mapping[str, object]) -> StoredTensor:
     mode, bits, group = (settings.get(k) for k in ("mode", "bits", "group_size"))
     mode = "affine" if mode is None else mode
     if mode in _FLOAT_MODES:
@@ -76,19 +76,24 @@ def _module(module: Module, settings: Mapping[str, object]) -> _Mlx:
         raise unsupported("mode, bits, group_size", (mode, bits, group), "one that MLX has")
     assert isinstance(bits, int)
     assert isinstance(group, int)
-    weight = module.part("weight", ("U32",), (None, None))
-    outputs, inputs = weight.shape[0], weight.shape[1] * 32 // bits
+    weight = module.part("weight", ("U32",))
+    if len(weight.shape) not in (2, 3):
+        raise FileFormatError(
+            f"{weight.path}: {module.path}.weight should be a matrix or a stack of them, got "
+            f"{list(weight.shape)}. Fetch all files of one release again."
+        )
+    inputs = weight.shape[-1] * 32 // bits
     if not inputs or inputs % group:
         raise FileFormatError(
             f"{weight.path}: {module.path}.weight has {inputs} columns, expected whole groups of "
             f"{group}. Fetch all files of one release again."
         )
-    shape = (outputs, inputs // group)
+    shape = (*weight.shape[:-1], inputs // group)
     affine = mode == "affine"
-    return _Mlx(
+    whole = _Mlx(
         name=f"{module.path}.weight",
         type=BY_NAME["F32"],
-        shape=(outputs, inputs),
+        shape=(*weight.shape[:-1], inputs),
         path=weight.path,
         offset=weight.offset,
         origin=f"MLX {bits} bits" if affine else f"MLX {mode}",
@@ -98,4 +103,17 @@ def _module(module: Module, settings: Mapping[str, object]) -> _Mlx:
         weight=weight,
         scales=module.part("scales", FLOATS if affine else ("U8",), shape),
         biases=module.part("biases", FLOATS, shape) if affine else None,
+    )
+    if len(weight.shape) == 2:
+        return whole
+    return StackedTensor.of(whole.name, [_expert(whole, e) for e in range(weight.shape[0])])
+
+
+def _expert(whole: _Mlx, index: int) -> _Mlx:
+    return replace(
+        whole,
+        shape=whole.shape[1:],
+        weight=whole.weight.part(index),
+        scales=whole.scales.part(index),
+        biases=None if whole.biases is None else whole.biases.part(index),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kvant.checkpoint import Checkpoint
-from kvant.checkpoint.names import hf_name, hf_values
+from kvant.checkpoint.names import MLX_EXPERTS, hf_name, hf_values
 from kvant.errors import UnsupportedError
 from kvant.export.pieces import Piece, hf_pieces
 
@@ -22,8 +22,6 @@ ARCHITECTURES = frozenset(
     )
 )
 """Those of ours that mlx-lm computes."""
-
-_EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 
 
 def check_architecture(checkpoint: Checkpoint) -> None:
@@ -50,7 +48,7 @@ def mlx_pieces(checkpoint: Checkpoint) -> list[Piece]:
         ref = checkpoint.graph.weights[name]
         if len(ref.shape) == 3:
             block = hf_name(ref, arch).partition(".experts.")[0]
-            path = f"{block}.switch_mlp.{_EXPERTS[ref.role]}.weight"
+            path = f"{block}.switch_mlp.{MLX_EXPERTS[ref.role]}.weight"
             stacks.append(Piece(path, weight, ref.role, ref.layer))
     order = {name: at for at, name in enumerate(checkpoint.weights)}
     return sorted([*plain, *stacks], key=lambda piece: order[piece.canonical])

@@ -19,7 +19,8 @@
 What a folder takes and gives (runtimes need nothing else):
 
 - a decoder: ``input_ids`` int64 [batch, sequence]; ``attention_mask`` int64 [batch, past +
-  sequence], ones; ``past_key_values.{i}.key`` and ``.value`` [batch, kv heads, past, head size] of float32, or
+  sequence], ones; ``past_key_values.{i}.key`` and ``.value`` [batch, kv heads, past, head size] of
+  float32, or
   float16 in a float16 model (past is 0 at first). Gives ``logits`` float32 [batch, sequence,
   vocabulary] and ``present.{i}.key``, ``.value`` [batch, kv heads, past + sequence, head size].
   Positions follow from the mask.

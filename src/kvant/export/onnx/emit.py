@@ -72,8 +72,10 @@ class Emitter(Fold[Term]):
         *,
         kind: FloatType,
         grids: Mapping[str, Groups],
+        float_activations: bool = False,
     ) -> None:
         self.checkpoint, self.b, self.kind, self.grids = checkpoint, builder, kind, grids
+        self.float_activations = float_activations
         self.jobs: dict[str, Job] = {}
         self.encodes = checkpoint.graph.encodes
         self.context = int(checkpoint.config.max_position_embeddings)

@@ -17,6 +17,11 @@ _ROTARY_STEP = 16
 """GroupQueryAttention rotates heads of a multiple of so many elements."""
 
 
+_FLOAT, _INT8 = 1, 4
+"""MatMulNBits' accuracy levels: activations as floats, or rounded to eight bits by blocks. Only for
+the latter do processors have fast kernels (at 2 and 8 bits up to 300 times as fast)."""
+
+
 class Fused(Emitter):
     """GroupQueryAttention, MatMulNBits, GatherBlockQuantized, norms that take a sum in."""
 
@@ -40,6 +45,7 @@ class Fused(Emitter):
             K=ref.shape[1],
             bits=job.grid.bits,
             block_size=job.grid.block,
+            accuracy_level=_FLOAT if self.float_activations else _INT8,
         )
 
     def product_with_table(self, x: str, table: str, ref: WeightRef) -> str:

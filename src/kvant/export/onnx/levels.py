@@ -23,7 +23,7 @@ __all__ = ["GROUPS", "LEVELS", "assigned", "bits_per_weight", "grid"]
 GROUPS = (16, 32, 64, 128, 256)
 """What MatMulNBits takes."""
 
-_BARE = {"int2": "int2-g16", "int4": "int4-g32", "int8": "int8-g128-sym"}
+_BARE = {"int2": "int2-g32", "int4": "int4-g32", "int8": "int8-g128-sym"}
 _CLASS: dict[int, PrecisionClass] = {2: "ultra-low", 4: "low", 8: "medium"}
 _GOOD_FOR = {
     2: "the smallest files; needs --effort balanced",

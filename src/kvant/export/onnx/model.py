@@ -178,8 +178,10 @@ class ModelBuilder:
     def finished(self, name: str, metadata: Mapping[str, object]) -> bytes:
         """The model file's bytes."""
         helper = self._onnx.helper
+        # What the model is for comes before the cache.
+        outputs = sorted(self._outputs, key=lambda o: o.name.startswith("present."))
         graph = helper.make_graph(
-            self._nodes, name, self._inputs, self._outputs, list(self._initializers.values())
+            self._nodes, name, self._inputs, outputs, list(self._initializers.values())
         )
         opsets = [helper.make_opsetid("", _OPSET_INT2 if self.int2 else _OPSET)]
         if self._microsoft:

@@ -55,6 +55,7 @@ def plan_onnx(
     *,
     kind: FloatType = "FLOAT",
     standard: bool = False,
+    float_activations: bool = False,
     importance: Importance | None = None,
 ) -> OnnxPlan:
     """Fold the graph.
@@ -64,6 +65,7 @@ def plan_onnx(
         grids: of each weight that is quantised, by canonical name.
         kind: of everything else.
         standard: only operators of the standard.
+        float_activations: products with blocks of integers take floats; slow, for comparisons.
         importance: weighs errors.
 
     Raises:
@@ -72,7 +74,9 @@ def plan_onnx(
     """
     refuse_unsupported(checkpoint)
     builder = ModelBuilder(standard=standard)
-    emitter = (Standard if standard else Fused)(checkpoint, builder, kind=kind, grids=grids)
+    emitter = (Standard if standard else Fused)(
+        checkpoint, builder, kind=kind, grids=grids, float_activations=float_activations
+    )
     builder.input("input_ids", "INT64", ("batch_size", "sequence_length"))
     total = "sequence_length" if emitter.encodes else "total_sequence_length"
     builder.input("attention_mask", "INT64", ("batch_size", total))

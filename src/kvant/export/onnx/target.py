@@ -29,7 +29,11 @@ _KINDS = {None: "FLOAT", "float32": "FLOAT", "float16": "FLOAT16"}
 
 
 class OnnxTarget:
-    """Writes ONNX. Settings: ``standard_ops`` (bool), only operators of the standard."""
+    """Writes ONNX.
+
+    Settings: ``standard_ops``, only operators of the standard; ``float_activations``, products with
+    blocks of integers take floats instead of eight-bit integers: slow, to compare weights alone.
+    """
 
     name = "onnx"
 
@@ -70,9 +74,11 @@ class OnnxTarget:
         """What would be written, decided without reading a weight; raises as `write`."""
         settings = dict(options.settings)
         standard = bool(settings.pop("standard_ops", False))
+        floats = bool(settings.pop("float_activations", False))
         if settings:
             raise UsageError(
-                f"Target onnx has no setting {next(iter(settings))!r}; it knows standard-ops."
+                f"Target onnx has no setting {next(iter(settings))!r}; it knows "
+                "standard-ops and float-activations."
             )
         if options.dtype not in _KINDS:
             raise UnsupportedError(
@@ -89,6 +95,7 @@ class OnnxTarget:
             grids,
             kind="FLOAT16" if options.dtype == "float16" else "FLOAT",
             standard=standard,
+            float_activations=floats,
             importance=options.importance,
         )
         return plan, notes

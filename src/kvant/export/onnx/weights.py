@@ -27,6 +27,7 @@ from kvant.errors import DataError
 from kvant.export.onnx.model import Blob
 from kvant.graph.ops import Rope
 from kvant.packing.groups import GROUP_SCALES, Groups
+from kvant.packing.quantise_groups import quantise_groups
 
 __all__ = ["Array", "BlockRows", "FloatRows", "Job", "Layout", "RopeTable", "Write", "pack_bits"]
 
@@ -145,15 +146,9 @@ class BlockRows(Job):
         """Search scales, encode, write."""
         with self.weight.open() as fd:
             rows = self.weight.read_rows_f32(fd, start, stop)
-        x = self.padded(rows).reshape(-1, self.grid.block)
-        weights = None
-        if self.importance is not None:
-            row = self.padded(self.importance[None])
-            weights = np.ascontiguousarray(np.broadcast_to(row, (len(rows), row.shape[1])))
-            weights = weights.reshape(x.shape)
-        scales = self.grid.search(x, weights)
-        codes = self.grid.encode(x, scales)
-        self.place(codes.reshape(len(rows), -1), scales.reshape(len(rows), -1), start, write)
+        importance = None if self.importance is None else self.padded(self.importance[None])
+        codes, scales = quantise_groups(self.grid, self.padded(rows), importance, plain=False)
+        self.place(codes, scales, start, write)
 
     def padded(self, rows: Floats) -> Floats:
         """Rows with zeros up to whole blocks."""

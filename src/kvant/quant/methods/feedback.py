@@ -82,8 +82,7 @@ def _upper_inverse(r: Matrix) -> Matrix:
 
 def fitted(grid: Grid, x: Floats, importance: Floats) -> Scales:
     """Scales of one block in every row, errors weighed by ``importance`` [block]."""
-    weights = np.ascontiguousarray(np.broadcast_to(importance, x.shape))
-    return grid.fit(np.ascontiguousarray(x), weights)
+    return grid.fit(np.ascontiguousarray(x), importance[None])
 
 
 def _importance(moments: Matrix) -> Floats:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kvant.packing import feedback, get, native
 from kvant.packing.groups import GROUP_SCALES, Groups
+from kvant.packing.quantise_groups import encode_groups, search_scales
 from kvant.packing.spec import SCALES, Codes, Floats, Scales
 
 __all__ = ["Grid", "grid_of"]
@@ -33,7 +34,10 @@ class Grid(Protocol):
         ...
 
     def fit(self, x: Floats, importance: Floats) -> Scales:
-        """Scales [rows] of blocks [rows, block], errors weighed by ``importance``, as large."""
+        """Scales [rows] of blocks [rows, block].
+
+        ``importance`` [n, block] weighs errors, row i by its row i mod n.
+        """
         ...
 
     def encode(self, x: Floats, scales: Scales) -> Codes:
@@ -91,7 +95,8 @@ class _OfPacking:
         return SCALES
 
     def fit(self, x: Floats, importance: Floats) -> Scales:
-        return native.fit(self.name, x, importance)
+        weights = np.tile(importance, (len(x) // len(importance), 1))
+        return native.fit(self.name, x, weights)
 
     def encode(self, x: Floats, scales: Scales) -> Codes:
         return native.encode(self.name, x, scales)
@@ -149,10 +154,10 @@ class _OfGroups:
         return GROUP_SCALES
 
     def fit(self, x: Floats, importance: Floats) -> Scales:
-        return self.groups.search(x, importance)
+        return search_scales(self.groups, x, importance)
 
     def encode(self, x: Floats, scales: Scales) -> Codes:
-        return self.groups.encode(x, scales)
+        return encode_groups(self.groups, x, scales)
 
     def decode(self, codes: Codes, scales: Scales) -> Floats:
         return self.groups.decode(codes, scales)

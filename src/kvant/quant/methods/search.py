@@ -24,8 +24,7 @@ def search(problem: Problem) -> Quantised:
     assert weights is not None
     shape = (-1, grid.block)
     x = np.ascontiguousarray(problem.weights, np.float32).reshape(shape)
-    w = np.ascontiguousarray(np.broadcast_to(weights, problem.weights.shape)).reshape(shape)
-    scales = grid.fit(x, w)
+    scales = grid.fit(x, np.ascontiguousarray(weights).reshape(shape))
     codes = grid.encode(x, scales).reshape(problem.weights.shape)
     return Quantised.of(
         problem.packing, codes, scales.reshape(len(codes), -1).astype(grid.dtype, copy=False)

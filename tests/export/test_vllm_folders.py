@@ -1,0 +1,94 @@
+"""vLLM's folders as transformers and compressed-tensors load them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kvant
+from checkpoint.small_models import CONFIGS, write_folder
+from export.test_hf_folders import our_logits, their_logits
+from kvant.api.targets import write_target
+from kvant.checkpoint import open_checkpoint
+from kvant.errors import UnsupportedError
+from kvant.export.vllm.levels import SCHEMES
+from oracles.models import LLAMA, make_folder
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("compressed_tensors")
+
+
+@pytest.mark.parametrize("level", list(SCHEMES))
+def test_transformers_computes_what_we_do(tmp_path: Path, level: str) -> None:
+    source = make_folder(tmp_path / "source", LLAMA, dtype="BF16")
+    artefact = write_target(source, "vllm", level, tmp_path / "out", dtype="f32")
+    assert {t.packing for t in artefact.tensors} == {"F32", level}
+    if SCHEMES[level].activations:
+        weights_agree(tmp_path / "out")  # inputs are rounded, too, when it runs
+        return
+    theirs, ours = their_logits(tmp_path / "out"), our_logits(tmp_path / "out")
+    assert np.abs(theirs - ours).max() < 1e-4 * np.abs(ours).max()
+
+
+def weights_agree(folder: Path) -> None:
+    """Every weight as compressed-tensors decompresses it."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.quantization_config import CompressedTensorsConfig
+
+    plain = CompressedTensorsConfig(run_compressed=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, quantization_config=plain
+    )
+    state = {n: p.detach().float().numpy() for n, p in model.named_parameters()}
+    checkpoint = open_checkpoint(folder)
+    for weight in checkpoint.weights.values():
+        name = weight.stored.name
+        np.testing.assert_array_equal(state[name], weight.read_f32(), err_msg=name)
+
+
+def test_what_config_json_says(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", {**CONFIGS["qwen3moe"], "hidden_size": 64})
+    kvant.quantize(
+        source, "w4a16-g32", tmp_path / "out", to="vllm", tensors=["attn_v=w8a16", "attn_k=float"]
+    )
+    said: dict[str, Any] = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = said["quantization_config"]
+    assert config["quant_method"] == "compressed-tensors"
+    assert config["format"] == "pack-quantized"
+    usual = config["config_groups"]["group_0"]
+    assert usual["targets"] == ["Linear"]
+    assert usual["weights"]["num_bits"] == 4
+    assert usual["weights"]["group_size"] == 32
+    assert usual["input_activations"] is None
+    other = config["config_groups"]["group_1"]
+    assert other["weights"]["strategy"] == "channel"
+    assert other["targets"] == [rf"re:^model\.layers\.{i}\.self_attn\.v_proj$" for i in range(2)]
+    assert config["ignore"][0] == "lm_head"
+    assert "model.layers.0.mlp.gate" in config["ignore"]
+    assert "model.layers.1.self_attn.k_proj" in config["ignore"]
+    # Rows of experts' down projections have 48 weights.
+    assert "model.layers.0.mlp.experts.3.down_proj" in config["ignore"]
+    model = open_checkpoint(tmp_path / "out")
+    assert model.weights["blk.0.attn_v.weight"].stored.stored_as == "compressed-tensors 8 bits"
+    assert model.weights["blk.0.attn_q.weight"].stored.stored_as == "compressed-tensors 4 bits"
+
+
+def test_models_without_linears_are_refused(tmp_path: Path) -> None:
+    for name in ("gpt2", "bert"):
+        source = write_folder(tmp_path / name, CONFIGS[name])
+        with pytest.raises(UnsupportedError, match="unquantised"):
+            write_target(source, "vllm", "w8a8", tmp_path / "out")
+        write_target(source, "vllm", None, tmp_path / f"{name}-floats")
+
+
+def test_effort_loses_less(tmp_path: Path) -> None:
+    kvant.quantize("demo", "w4a16", tmp_path / "plain", to="vllm")
+    kvant.quantize("demo", "w4a16", tmp_path / "better", to="vllm", effort="balanced", tokens=4096)
+    folders = [tmp_path / "plain", tmp_path / "better"]
+    losses = [r.kld or 0 for r in kvant.evaluate(folders, "demo", tokens=4096)[1:]]
+    assert losses[1] < 0.6 * losses[0]

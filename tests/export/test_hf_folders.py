@@ -39,7 +39,7 @@ TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], np.int32)
 
 def our_logits(folder: Path) -> np.ndarray:
     """The interpreter's, over what the folder's tensors decode to."""
-    found: np.ndarray = ReferenceModel(open_checkpoint(folder)).forward(TOKENS)
+    found: np.ndarray = ReferenceModel(open_checkpoint(folder)).forward(TOKENS[None])[0]
     return found
 
 

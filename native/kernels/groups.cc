@@ -81,6 +81,7 @@ class Search {
       lo = vmin(lo, load(x_[i]));
       hi = vmax(hi, load(x_[i]));
     }
+    if constexpr (ZERO == GroupZero::Bias) follow(held(mlx_line(lo, hi)), 1);
     for (int c = 0; c < count; ++c) {
       Line line;
       if constexpr (ZERO == GroupZero::Middle) {
@@ -101,6 +102,17 @@ class Search {
   };
 
   vf weight(int64_t i) const { return WEIGHTED ? load(w_[i]) : splat(1); }
+
+  // MLX's own: the end of larger magnitude becomes a code's exact value.
+  Line mlx_line(vf lo, vf hi) const {
+    const vi lower = vmax(lo, -lo) > vmax(hi, -hi);
+    vf d = vmax((hi - lo) / top_, splat(1e-7f));
+    d = select(lower, d, -d);
+    const vf edge = select(lower, lo, hi);
+    const vf q0 = vrint(edge / d);
+    const vi some = q0 != 0.0f;
+    return {select(some, edge / select(some, q0, splat(1)), d), select(some, edge, splat(0))};
+  }
 
   // As a file holds it; z comes as the value of code 0.
   Line held(const Line& line) const {

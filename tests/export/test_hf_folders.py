@@ -159,7 +159,7 @@ def test_all_roads(tmp_path: Path) -> None:
     kvant.quantize(tmp_path / "vllm", "Q8_0", tmp_path / "model.gguf", evidence=False)
     last = kvant.convert(tmp_path / "model.gguf", tmp_path / "hf", to="hf")
     assert any("Verified" in note for note in last.notes)
-    (result,) = kvant.evaluate([tmp_path / "hf"], "demo", tokens=2048)[1:]
+    (result,) = kvant.evaluate([tmp_path / "hf"], "demo", chunks=8)[1:]
     assert result.kld is not None
     assert result.kld < 2e-3
 

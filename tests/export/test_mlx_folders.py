@@ -17,7 +17,7 @@ from kvant.errors import KvantError, UnsupportedError, UsageError
 from kvant.export.mlx.levels import BASES, LEVELS
 from kvant.export.mlx.names import ARCHITECTURES
 from kvant.reference import ReferenceModel
-from oracles.models import make_folder
+from oracles.models import make_folder, weights_of
 
 mx = pytest.importorskip("mlx.core")
 pytest.importorskip("mlx_lm")
@@ -47,7 +47,12 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_plain_levels_have_the_bits_of_mlx(tmp_path: Path, dtype: str) -> None:
-    source = make_folder(tmp_path / "source", WIDE, dtype=dtype)
+    weights = weights_of(WIDE)
+    weights["model.layers.0.mlp.up_proj.weight"][3] = 0
+    weights["model.layers.0.mlp.up_proj.weight"][:, 5] = 0
+    weights["model.layers.0.self_attn.q_proj.weight"][:9] *= 1e-7
+    weights["model.layers.0.self_attn.k_proj.weight"][:, 7] *= 50
+    source = make_folder(tmp_path / "source", WIDE, weights, dtype=dtype)
     floats = arrays(source)
     for name, base in BASES.items():
         out = tmp_path / name
@@ -160,7 +165,7 @@ def test_importance_and_effort_lose_less(tmp_path: Path) -> None:
     folders = [tmp_path / n for n in ("plain", "search", "best")]
     sizes = {(folder / "model.safetensors").stat().st_size for folder in folders}
     assert len(sizes) == 1
-    losses = [r.kld or 0 for r in kvant.evaluate(folders, "demo", tokens=4096)[1:]]
+    losses = [r.kld or 0 for r in kvant.evaluate(folders, "demo", chunks=8)[1:]]
     assert losses[1] < 0.75 * losses[0]
     assert losses[2] < 0.7 * losses[1]
 

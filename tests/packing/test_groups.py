@@ -124,11 +124,13 @@ def test_streams_of_bits(bits: int) -> None:
 def test_small_floats_against_a_scan_of_all_values() -> None:
     rng = np.random.default_rng(6)
     x = (rng.standard_normal(4000) * np.exp(rng.uniform(-8, 8, 4000))).astype(np.float32)
+    x[:3] = 0, -0.0, 1e-30
     for table, nearest in ((E2M1, nearest_e2m1), (E4M3, nearest_e4m3)):
         values = table[~np.isnan(table)]
         found = table[nearest(x)]
         best = np.abs(values[None] - x[:, None]).min(1)
         np.testing.assert_array_equal(np.abs(found - x), best)
+        assert (found[:3] == 0).all()
     every = np.arange(256)[~np.isnan(E4M3)]
     np.testing.assert_array_equal(nearest_e4m3(E4M3[every]), every)
     assert list(power_above(np.array([1, 1.01, 0.5, 3, 0], np.float32))) == [

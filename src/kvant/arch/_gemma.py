@@ -27,6 +27,10 @@ class _QueryScalar(Real):
         """Nothing."""
         return {}
 
+    def to_hf(self, value: Any, done: Done) -> dict[str, object]:
+        """A whole number where it is one: transformers takes no other then."""
+        return {self.hf_keys[0]: int(value) if value == int(value) else value}
+
 
 def _implied(done: Done, largest: int) -> float:
     """The size of a head; in the model of so many layers, the row's share of one."""

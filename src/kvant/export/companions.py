@@ -74,10 +74,10 @@ def config_values(
 
 def _token_ids(checkpoint: Checkpoint) -> dict[str, object]:
     definition = checkpoint.tokenizer()
-    if definition is None:
-        return {}
-    ids = {name: definition.token_id(name) for name in ("bos", "eos", "pad")}
-    return {f"{name}_token_id": id_ for name, id_ in ids.items() if id_ is not None}
+    names = ("bos", "eos", "pad")
+    if definition is None:  # transformers' defaults are those of one model
+        return {f"{name}_token_id": None for name in names}
+    return {f"{name}_token_id": definition.token_id(name) for name in names}
 
 
 def companions(checkpoint: Checkpoint) -> tuple[dict[str, bytes], tuple[str, ...]]:
@@ -133,4 +133,5 @@ def _generation(checkpoint: Checkpoint) -> Mapping[str, object]:
             values[name] = round(value, 6) if isinstance(value, float) else value
     if values:
         values["do_sample"] = True
-    return {**_token_ids(checkpoint), **values}
+    ids = {key: value for key, value in _token_ids(checkpoint).items() if value is not None}
+    return {**ids, **values}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ __all__ = [
 
 Codes = npt.NDArray[np.uint8]
 Scales = npt.NDArray[np.void]
+Floats = npt.NDArray[np.float32]
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Names of dtypes for people to those of safetensors."""
@@ -119,15 +120,15 @@ class GroupLayout(ABC):
 class GroupTensor(OutTensor):
     """Quantised on a grid of groups.
 
-    ``importance`` float32 [columns] weighs errors of a search; ``plain`` takes the format's own
-    formula instead.
+    ``importance`` float32 [columns], or of a stack [experts, columns], weighs errors of a search;
+    ``plain`` takes the format's own formula instead.
     """
 
     piece: Piece
     grid: Groups
     layout: GroupLayout
     named: str
-    importance: npt.NDArray[np.float32] | None = None
+    importance: Floats | None = None
     plain: bool = True
 
     @property
@@ -149,12 +150,26 @@ class GroupTensor(OutTensor):
 
         def convert(fd: int, start: int, stop: int) -> None:
             x = piece.floats(fd, start, stop)
-            codes, scales = quantise_groups(grid, x, self.importance, plain=self.plain)
-            if kept is not None:
-                kept[start:stop] = scales
-            layout.write(sink, piece, grid, start, codes, scales)
+            for first, last, importance in self._parts(start, stop):
+                rows = x[first - start : last - start]
+                codes, scales = quantise_groups(grid, rows, importance, plain=self.plain)
+                if kept is not None:
+                    kept[first:last] = scales
+                layout.write(sink, piece, grid, first, codes, scales)
 
         return Job(piece, convert, lambda: layout.finish(sink, piece, grid, kept))
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int, Floats | None]]:
+        """Cuts of rows that have one importance: each expert of a stack has its own."""
+        known = self.importance
+        if known is None or known.ndim == 1:
+            yield start, stop, known
+            return
+        each = self.piece.rows // len(known)
+        while start < stop:
+            last = min(stop, (start // each + 1) * each)
+            yield start, last, known[start // each]
+            start = last
 
     def put(self, sink: Sink, codes: Codes, scales: Scales) -> None:
         """Codes and scales of the whole piece that were chosen elsewhere."""

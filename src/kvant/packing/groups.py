@@ -118,13 +118,13 @@ class Groups:
         if self.zero == "integer":  # compressed-tensors' calculate_qparams
             lo, hi = np.minimum(lo, _ZERO), np.maximum(hi, _ZERO)
             d = self.rounded((hi - lo) / np.float32(self.most))
-            d = np.where(d == 0, self.rounded(_EPS), d)
+            d = np.where(d == 0, self.rounded(np.full(1, _EPS)), d)
             z = np.clip(np.rint(-lo / d), 0, self.most)
             return self.scales(d, z.astype(np.float32))
         top = np.maximum(np.abs(lo), np.abs(hi))
         if self.zero == "middle":
             d = self.rounded(top / np.float32(self.most / 2))
-            d = np.where(d == 0, self.rounded(_EPS), d)
+            d = np.where(d == 0, self.rounded(np.full(1, _EPS)), d)
             return self.scales(d, np.full(len(d), self.middle, np.float32))
         assert self.table is not None
         d = top / np.nanmax(self.table)
@@ -217,6 +217,8 @@ class _EvenSearch:
         """Stretches of the range first, then what follows from the best."""
         top = np.float32(self.grid.most)
         lo, hi = self.x.min(0), self.x.max(0)
+        if self.grid.zero == "bias":
+            self.follow(*_mlx_affine(lo, hi, self.grid.most), 1)
         for width in widths(self.grid):
             stretch = np.float32(width)
             if self.grid.zero == "middle":

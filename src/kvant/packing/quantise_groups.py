@@ -32,8 +32,8 @@ def quantise_groups(
     Args:
         grid: whose groups divide the rows.
         x: float32 [rows, columns].
-        importance: float32 [columns], of the order of one, or one such row for each of equal parts
-            of the rows; weighs errors while scales are searched.
+        importance: float32 [columns], of the order of one; weighs errors while scales are
+            searched.
         plain: take the format's own formula, without a search.
 
     Returns:

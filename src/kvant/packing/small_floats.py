@@ -64,7 +64,7 @@ def nearest_e2m1(x: Floats) -> Codes:
 def nearest_e4m3(x: Floats) -> Codes:
     """Codes of the nearest F8_E4M3 values, ties to even codes, cut at 448: uint8."""
     size = np.minimum(np.abs(np.asarray(x, np.float32)), np.float32(448))
-    exponent = np.maximum(np.frexp(size)[1] - 1, -6)
+    exponent = np.where(size > 0, np.maximum(np.frexp(size)[1] - 1, -6), -6)
     step = np.ldexp(np.float32(1), exponent - 3)
     units = np.rint(size / step).astype(np.int32)  # 8 to 16, below that subnormal
     code = np.where(units == 16, (exponent + 8) << 3, ((exponent + 6) << 3) + units)

@@ -82,31 +82,32 @@ def compressed_tensors(
             )
 
 
-def _bits(config: Mapping[str, object]) -> int:
-    """Bits of the weights, which must be those of all groups."""
+def _bits(config: Mapping[str, object]) -> set[int]:
+    """Bits that weights may have."""
     groups = config.get("config_groups")
     found: set[object] = set()
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
         if isinstance(weights, dict):
             found.add(weights.get("num_bits"))
-    if len(found) != 1 or not found <= {2, 4, 8}:
-        raise unsupported("num_bits", sorted(map(str, found)), "2, 4 or 8, the same for all layers")
-    (bits,) = found
-    assert isinstance(bits, int)
-    return bits
+    if not found or not found <= {2, 4, 8}:
+        raise unsupported("num_bits", sorted(map(str, found)), "2, 4 or 8")
+    return {bits for bits in found if isinstance(bits, int)}
 
 
-def _packed(module: Module, bits: int) -> _Packed:
+def _packed(module: Module, possible: set[int]) -> _Packed:
     shape = module.part("weight_shape", ("I64", "I32"), (2,)).read()
     outputs, inputs = int(shape[0]), int(shape[1])
     weight = module.part("weight_packed", ("I32",), (outputs, None))
-    words = _words(inputs, bits)
-    if inputs < 1 or weight.shape[1] != words:
+    # Which layers have which bits is said by expressions; the words of a row tell as well.
+    words = {_words(inputs, bits): bits for bits in sorted(possible, reverse=True)}
+    if inputs < 1 or weight.shape[1] not in words:
+        expected = " or ".join(map(str, sorted(words)))
         raise FileFormatError(
-            f"{weight.path}: {module.path}.weight_packed should have {words} columns for "
+            f"{weight.path}: {module.path}.weight_packed should have {expected} columns for "
             f"{inputs} inputs, got {weight.shape[1]}. Fetch all files of one release again."
         )
+    bits = words[weight.shape[1]]
     scales = module.part("weight_scale", FLOATS, (outputs, None))
     if inputs % scales.shape[1]:
         raise unsupported("weight_scale", list(scales.shape), f"a part of {inputs} columns")

@@ -104,10 +104,10 @@ class OnnxStepper:
     @property
     def how(self) -> str:
         """How the graph is run."""
+        if self.whole:
+            return "a session on the processor, keys and values computed again each step"
         cache = "written in place" if self._room else "given back anew each step"
-        return (
-            f"a session on the processor, keys and values {'recomputed' if self.whole else cache}"
-        )
+        return f"a session on the processor, keys and values {cache}"
 
     def sequence(self) -> OnnxSequence:
         """A new, empty sequence."""

@@ -40,6 +40,7 @@ class Growing(Protocol):
 
 
 S = TypeVar("S", bound=Growing)
+C = TypeVar("C", contravariant=True)
 
 
 class Stepper(Protocol[S]):
@@ -79,10 +80,10 @@ class Stepper(Protocol[S]):
 
 
 @runtime_checkable
-class Together(Protocol[S]):
+class Together(Protocol[C]):
     """A stepper that gives several sequences a token each in one step."""
 
-    def feed_together(self, sequences: Sequence[S], tokens: Tokens, /) -> Logits:
+    def feed_together(self, sequences: Sequence[C], tokens: Tokens, /) -> Logits:
         """Add ``tokens[i]`` to ``sequences[i]``; float32 [sequences, vocab_size]."""
         ...
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,16 +68,19 @@ class BlockTensor(DecodedTensor):
         middle = np.uint8(1 << (self.bits - 1))
         if self.zeros is None and not self.packed:
             codes = codes ^ middle  # integers with a sign
+        if wide > columns and not self.packed:
+            codes = np.pad(codes, ((0, 0), (0, wide - columns)))
         if self.columnwise:
             scales = self.scales.columns(start, stop).T
         else:
             scales = self.scales.rows(start, stop)
-        scale = np.repeat(scales.astype(np.float32), self.group, 1)[:, :columns]
-        zero: Any = np.float32(middle)
-        if self.zeros is not None:
-            stored = self._integers(self.zeros, groups, start, stop).astype(np.float32)
-            zero = np.repeat(stored, self.group, 1)[:, :columns]
-        return np.asarray((codes[:, :columns].astype(np.float32) - zero) * scale, np.float32)
+        values = codes.reshape(stop - start, groups, self.group).astype(np.float32)
+        if self.zeros is None:
+            values -= np.float32(middle)
+        else:
+            values -= self._integers(self.zeros, groups, start, stop)[:, :, None]
+        values *= scales[:, :, None]
+        return values.reshape(stop - start, wide)[:, :columns]
 
     def _integers(
         self, tensor: RawTensor, width: int, start: int, stop: int

@@ -184,11 +184,13 @@ def optimize_onnx(
     if shapes or profile == "npu":
         model = fix_shapes(model, shapes or {}, whole=profile == "npu")
     job = Job(model, making, settings, bounds or Bounds(), given, threads, progress)
-    job.adopt(optimise_for(model, profile, job.feeds(), half=fp16, threads=threads))
+    feeds = job.feeds()
+    job.adopt(optimise_for(model, profile, feeds, half=fp16, threads=threads, base=job.base))
     if integer or fp16:
         job.quantise()
         job.steps.append("float16" if fp16 else "full-integer QDQ, by calibration")
     else:
+        job.take()
         job.compare()
         if profile == "npu":
             job.steps.append("not quantised: that needs --calibrate DATA")

@@ -7,14 +7,14 @@ before a byte is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
 from kvant.errors import FileFormatError, InputError
 from kvant.files.source import open_source, quote
 
-__all__ = ["check_external", "external_tensors", "load_external", "tensors"]
+__all__ = ["check_external", "external_tensors", "load_external", "reference", "tensors"]
 
 _EXTERNAL = 1  # TensorProto.EXTERNAL
 
@@ -67,7 +67,7 @@ def check_external(proto: Any, path: Path) -> dict[Path, int]:
     taken: dict[Path, int] = {}
     sizes: dict[Path, int] = {}
     for tensor in external_tensors(proto):
-        file, offset, length = _reference(tensor, path)
+        file, offset, length = reference(tensor, path)
         if file not in sizes:
             try:
                 with open_source(file) as (_, size):
@@ -88,7 +88,12 @@ def check_external(proto: Any, path: Path) -> dict[Path, int]:
     return taken
 
 
-def _reference(tensor: Any, path: Path) -> tuple[Path, int, int | None]:
+def reference(tensor: Any, path: Path) -> tuple[Path, int, int | None]:
+    """File, offset and length (None: to its end) of external data, within the model's folder.
+
+    Raises:
+        FileFormatError: they leave it, or are no numbers.
+    """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     folder = path.parent.resolve()
@@ -114,10 +119,18 @@ def _reference(tensor: Any, path: Path) -> tuple[Path, int, int | None]:
     return file, offset, length
 
 
-def load_external(proto: Any, path: Path) -> None:
-    """Read all external data into the model; its references were checked before."""
+def load_external(proto: Any, path: Path, but: Container[str] = ()) -> None:
+    """Read external data into the model; its references were checked before.
+
+    Args:
+        proto: the model.
+        path: of its file.
+        but: names of weights of the outermost graph that are left where they are.
+    """
     for tensor in external_tensors(proto):
-        file, offset, length = _reference(tensor, path)
+        if tensor.name in but:
+            continue
+        file, offset, length = reference(tensor, path)
         with file.open("rb") as stream:
             stream.seek(offset)
             tensor.raw_data = stream.read(-1 if length is None else length)

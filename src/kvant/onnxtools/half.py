@@ -9,13 +9,14 @@ import numpy as np
 
 from kvant.errors import UnsupportedError
 from kvant.files.source import printable
-from kvant.onnxtools.model import OnnxModel, copy_of, initializers
+from kvant.onnxtools.model import OnnxModel, initializers
 from kvant.onnxtools.packages import need, onnx, onnxruntime
 from kvant.onnxtools.ranges import Range, infer_types
 
 __all__ = ["half_nodes", "make_half", "overflowing"]
 
 _LARGEST = 65504.0
+_FLOAT = 1  # TensorProto.FLOAT
 
 
 def half_nodes(model: OnnxModel) -> list[str]:
@@ -29,7 +30,7 @@ def overflowing(model: OnnxModel, ranges: Mapping[str, Range]) -> list[str]:
     package = onnx()
     for name, tensor in initializers(model.proto).items():
         if tensor.data_type == package.TensorProto.FLOAT:
-            values = package.numpy_helper.to_array(tensor)
+            values = model.values(name)
             if values.size and float(np.abs(values).max()) > _LARGEST:
                 too_large.add(name)
     return [
@@ -52,13 +53,14 @@ def make_half(model: OnnxModel, keep: Collection[str] = ()) -> Any:
     onnxruntime()
     module = need("onnxruntime.transformers.float16")
     graph = need("onnxruntime.quantization.onnx_model")
-    proto = copy_of(model.proto)
+    proto = model.whole()
     infer_types(proto)
     try:
         # Without its own inference of shapes: that serialises the model, which ends at 2 GB.
         result = module.convert_float_to_float16(
             proto, keep_io_types=True, disable_shape_infer=True, node_block_list=list(keep)
         )
+        _without_detours(result)
         # It appends casts to the end of the list of nodes.
         sorter = graph.ONNXModel(result)
         sorter.topological_sort()
@@ -69,3 +71,28 @@ def make_half(model: OnnxModel, keep: Collection[str] = ()) -> Any:
             f"{model.name}: onnxruntime's float16 converter gave up: "
             f"{type(error).__name__}: {text}."
         ) from None
+
+
+def _without_detours(proto: Any) -> None:
+    """Between two nodes in float32 the converter rounds to float16 and back; go straight instead.
+
+    Otherwise just those values overflow for which the nodes were kept in float32.
+    """
+    graph = proto.graph
+    down = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Cast" and node.name.endswith("_cast_to_fp16_node")
+    }
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in down and _to(node) == _FLOAT:
+            node.input[0] = down[node.input[0]]
+    used = {name for node in graph.node for name in node.input}
+    used |= {output.name for output in graph.output}
+    kept = [node for node in graph.node if node.output[0] not in down or node.output[0] in used]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _to(node: Any) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == "to"), 0)

@@ -8,7 +8,7 @@ from typing import Any
 from kvant.errors import UnsupportedError
 from kvant.files.source import printable
 from kvant.onnxtools.levels import OnnxOptions
-from kvant.onnxtools.model import OnnxModel, copy_of, initializers
+from kvant.onnxtools.model import OnnxModel, initializers
 from kvant.onnxtools.packages import need, onnxruntime
 from kvant.onnxtools.ranges import Range, as_tensors_data, infer_types
 
@@ -136,7 +136,7 @@ def make_dynamic(
 def _annotated(model: OnnxModel) -> Any:
     """A copy with inferred shapes, marked so that onnxruntime does not infer them again."""
     utilities = need("onnxruntime.quantization.quant_utils")
-    proto = copy_of(model.proto)
+    proto = model.whole()
     _flatten_biases(proto)
     infer_types(proto)
     utilities.add_infer_metadata(proto)

@@ -17,7 +17,7 @@ from kvant.onnxtools.integer import dynamic_nodes, make_dynamic, make_static, st
 from kvant.onnxtools.levels import WEIGHT_BITS, OnnxOptions
 from kvant.onnxtools.mixed import Kept, hold_bounds, measure_sensitivity
 from kvant.onnxtools.model import OnnxModel
-from kvant.onnxtools.prepare import Preparation, made_up_feeds
+from kvant.onnxtools.prepare import Preparation, load_session, made_up_feeds
 from kvant.onnxtools.ranges import Range, measure_ranges
 from kvant.onnxtools.samples import Part, Samples, open_samples
 from kvant.onnxtools.session import Array, Session
@@ -65,6 +65,7 @@ class Job:
         notes: what was assumed of the data.
         kept: nodes in float.
         proto: the variant, once made.
+        base: the original, loaded.
 
     Raises:
         InputError: data do not match the model, or it does not run.
@@ -93,7 +94,7 @@ class Job:
         self._tests: Part | None = None
         self._held_out = True
         self._ranges: dict[str, Range] = {}
-        self._base = Session(model.proto, model.name, threads=threads)
+        self.base = load_session(model, threads)
         self._use(data)
 
     def _use(self, given: DataSet) -> None:
@@ -147,7 +148,7 @@ class Job:
             UnsupportedError: the opset cannot be reached.
         """
         self._check_names(keep_float)
-        done = Preparation(self.model, self.feeds(), self.threads)
+        done = Preparation(self.model, self.feeds(), self.threads, self.base)
         done.simplify()
         if done.raise_opset(self._least_opset(done.model)):
             done.simplify()  # the converter leaves constants to fold
@@ -175,8 +176,11 @@ class Job:
     def adopt(self, done: Preparation) -> None:
         """Go on from what a preparation reached."""
         self._prepared = done.model
-        self.proto = done.model.proto
         self.steps += done.did
+
+    def take(self) -> None:
+        """What was adopted is the variant."""
+        self.proto = self._prepared.whole()
 
     def _least_opset(self, model: OnnxModel) -> int:
         if self.level in WEIGHT_BITS:
@@ -277,12 +281,12 @@ class Job:
             if self.progress:
                 self.progress("comparing", done, total)
 
-        return measure_quality(self._base, self._session(proto), self._tests.batches(), told)
+        return measure_quality(self.base, self._session(proto), self._tests.batches(), told)
 
     def _probe(self, proto: Any) -> float:
         part = self._calibration or self._tests
         assert part is not None
-        found = measure_quality(self._base, self._session(proto), part.batches(_PROBES))
+        found = measure_quality(self.base, self._session(proto), part.batches(_PROBES))
         return found.output_error
 
     def comparison(self) -> Comparison:
@@ -295,7 +299,7 @@ class Job:
         times: tuple[float | None, float | None] = (None, None)
         with suppress(UnsupportedError):  # no values could be made up that the model takes
             feeds = self.feeds() or made_up_feeds(self.model, 8)
-            times = latencies(self._base, after, feeds)
+            times = latencies(self.base, after, feeds)
         size = stored_bytes(self.proto)
         return Comparison(self.model.nbytes, size, self.quality, *times, self._held_out)
 

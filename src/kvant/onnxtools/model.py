@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kvant.errors import FileFormatError, NotEnoughMemoryError
 from kvant.files.source import open_source, printable, quote, read_exactly
+from kvant.onnxtools.apart import APART_FROM, Apart, filled, map_external, set_apart
 from kvant.onnxtools.checks import check_structure, check_tensors
 from kvant.onnxtools.external import check_external, load_external, tensors
 from kvant.onnxtools.packages import onnx
@@ -59,6 +61,8 @@ class OnnxModel:
     nbytes: int = 0
     """Bytes of those files."""
     notes: list[str] = field(default_factory=list)
+    apart: Apart = field(default_factory=dict)
+    """Weights that are not in ``proto``, where it is large."""
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -72,8 +76,28 @@ class OnnxModel:
         return tuple(_port(value, self.name) for value in self.proto.graph.output)
 
     def replaced(self, proto: Any) -> OnnxModel:
-        """The same, with another graph."""
-        return OnnxModel(proto, self.name, self.path, self.files, self.nbytes, self.notes)
+        """The same, with another graph; its weights stand apart if this one's do, or many."""
+        apart = dict(self.apart)
+        if apart or weight_bytes(proto) >= APART_FROM:
+            apart |= set_apart(proto)
+        apart = {t.name: apart[t.name] for t in proto.graph.initializer if t.name in apart}
+        return OnnxModel(proto, self.name, self.path, self.files, self.nbytes, self.notes, apart)
+
+    def whole(self) -> Any:
+        """A copy of the graph with all its weights, to be changed."""
+        return filled(copy_of(self.proto), self.apart)
+
+    def values(self, name: str) -> npt.NDArray[Any]:
+        """A weight of the outermost graph."""
+        if name in self.apart:
+            return self.apart[name]
+        tensor = initializers(self.proto)[name]
+        return np.asarray(onnx().numpy_helper.to_array(tensor))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return weight_bytes(self.proto) + sum(values.nbytes for values in self.apart.values())
 
 
 def open_model(path: str | Path) -> OnnxModel:
@@ -112,11 +136,14 @@ def open_model(path: str | Path) -> OnnxModel:
     external = check_external(proto, path)
     _check_memory(path, size + sum(external.values()))
     _check_by_onnx(proto, path)
-    load_external(proto, path)
     check_tensors(proto, str(path))
+    apart = map_external(proto, path) if sum(external.values()) >= APART_FROM else {}
+    load_external(proto, path, but=apart)
     files = (path, *external)
     nbytes = size + sum(file.stat().st_size for file in external)
-    model = OnnxModel(proto, path.name, path, files, nbytes)
+    model = OnnxModel(proto, path.name, path, files, nbytes, apart=apart)
+    if not apart and weight_bytes(proto) >= APART_FROM:
+        model.apart = set_apart(proto)
     _weights_out_of_inputs(model)
     name_nodes(proto.graph)
     _raw_values(proto)

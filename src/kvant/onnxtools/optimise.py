@@ -15,7 +15,7 @@ from kvant.onnxtools.model import OnnxModel, copy_of, opset
 from kvant.onnxtools.packages import need, onnxruntime
 from kvant.onnxtools.prepare import Preparation
 from kvant.onnxtools.ranges import infer_types
-from kvant.onnxtools.session import Feeds
+from kvant.onnxtools.session import Feeds, Session
 
 __all__ = ["PROFILES", "Profile", "fix_shapes", "optimise_for"]
 
@@ -36,6 +36,7 @@ def optimise_for(
     *,
     half: bool = False,
     threads: int | None = None,
+    base: Session | None = None,
 ) -> Preparation:
     """Optimise ``model``; the original is not changed.
 
@@ -45,6 +46,7 @@ def optimise_for(
         feeds: one run's values to check each step with; None: made up.
         half: it will become float16: no operator is fused that has only float32 on processors.
         threads: processors to use.
+        base: ``model`` loaded, where it is.
 
     Returns:
         the steps' result: ``.model`` and ``.did``.
@@ -52,7 +54,7 @@ def optimise_for(
     Raises:
         UnsupportedError: the opset cannot be reached.
     """
-    done = Preparation(model, feeds, threads)
+    done = Preparation(model, feeds, threads, base)
     done.simplify()
     if profile == "npu":
         if done.raise_opset(NPU_OPSETS[0]):

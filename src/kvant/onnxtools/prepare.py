@@ -18,9 +18,10 @@ from kvant.errors import KvantError, UnsupportedError
 from kvant.files.source import printable
 from kvant.onnxtools.model import OnnxModel, copy_of, name_nodes, opset
 from kvant.onnxtools.packages import need, onnx
+from kvant.onnxtools.save import EXTERNAL_FROM
 from kvant.onnxtools.session import Array, Feeds, Session
 
-__all__ = ["Preparation", "made_up_feeds", "relative_change"]
+__all__ = ["Preparation", "load_session", "made_up_feeds", "relative_change"]
 
 _TOLERANCE = 1e-3
 """Largest change of an output, relative to its values, that reordering float32 sums explains."""
@@ -33,29 +34,39 @@ class Preparation:
         model: the start; not changed.
         feeds: one run's values to check steps with; None: made up from the inputs' types.
         threads: processors to use.
+        base: ``model`` loaded, where it is; otherwise it is loaded here.
 
     Attributes:
         model: what has been reached.
         did: a line for each step: what it changed, or why it was undone.
     """
 
-    def __init__(self, model: OnnxModel, feeds: Feeds | None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: OnnxModel,
+        feeds: Feeds | None,
+        threads: int | None = None,
+        base: Session | None = None,
+    ) -> None:
         self.model = model.replaced(copy_of(model.proto))
         self.did: list[str] = []
         self._threads = threads
-        self._feeds, self._expected = _baseline(model, feeds, threads)
+        self._feeds, self._expected = _baseline(model, feeds, base or load_session(model, threads))
         if self._feeds is None:
             self.did.append(
                 "no values could be made up that the model takes: steps are not checked by running "
                 "(give data)"
             )
 
-    def step(self, what: str, change: Callable[[Any], Any]) -> bool:
-        """Try ``change`` on a copy; keep the result if the model gives what it gave."""
+    def step(self, what: str, change: Callable[[Any], Any], *, whole: bool = True) -> bool:
+        """Try ``change`` on a copy; keep the result if the model gives what it gave.
+
+        ``whole``: the change needs the values of weights.
+        """
         before = self.model.proto
         try:
-            after = change(copy_of(before))
-            name_nodes(after.graph)
+            after = self.model.replaced(change(self.model.whole() if whole else copy_of(before)))
+            name_nodes(after.proto.graph)
             wrong = self._check(after)
         except KvantError as error:
             self.did.append(f"{what}: undone: {error}")
@@ -67,20 +78,23 @@ class Preparation:
         if wrong is not None:
             self.did.append(f"{what}: undone, it changed an output by {wrong:.2g} of its size")
             return False
-        self.model = self.model.replaced(after)
-        counts = len(before.graph.node), len(after.graph.node)
+        self.model = after
+        counts = len(before.graph.node), len(after.proto.graph.node)
         self.did.append(f"{what}: {counts[0]} nodes, then {counts[1]}")
         return True
 
-    def _check(self, proto: Any) -> float | None:
+    def _check(self, model: OnnxModel) -> float | None:
         if self._feeds is None:
             return None
-        session = Session(proto, self.model.name, threads=self._threads)
+        session = Session(model.proto, model.name, threads=self._threads, apart=model.apart)
         wrong = relative_change(self._expected, session.run(self._feeds))
         return None if wrong <= _TOLERANCE else wrong
 
     def simplify(self) -> bool:
         """onnxslim: constants folded, shapes inferred, batch norms fused, the unused dropped."""
+        if self.model.weight_bytes >= EXTERNAL_FROM:
+            self.did.append("not simplified: onnxslim copies a model this large too often")
+            return False
         return self.step("simplified (onnxslim)", need("onnxslim").slim)
 
     def raise_opset(self, least: int) -> bool:
@@ -92,7 +106,9 @@ class Preparation:
         now = opset(self.model.proto)
         if now >= least:
             return False
-        if not self.step(f"opset {now} to {least} (onnx)", lambda p: converted(p, least)):
+        if not self.step(
+            f"opset {now} to {least} (onnx)", lambda p: converted(p, least), whole=False
+        ):
             raise UnsupportedError(
                 f"{self.model.name}: needs opset {least}, is at {now}, and {self.did[-1]}. Export "
                 f"it at opset {least}."
@@ -101,7 +117,7 @@ class Preparation:
 
     def fuse(self, level: str, what: str) -> bool:
         """onnxruntime's offline optimisation at ``level``."""
-        return self.step(what, lambda proto: optimised(proto, self.model.name, level))
+        return self.step(what, lambda proto: optimised(proto, self.model, level), whole=False)
 
 
 def converted(proto: Any, version: int) -> Any:
@@ -112,12 +128,12 @@ def converted(proto: Any, version: int) -> Any:
     return result
 
 
-def optimised(proto: Any, name: str, level: str) -> Any:
+def optimised(proto: Any, model: OnnxModel, level: str) -> Any:
     """The graph as onnxruntime saves it after optimisation."""
     package = onnx()
     with tempfile.TemporaryDirectory(prefix="kvant-onnx-") as folder:
         path = Path(folder) / "optimised.onnx"
-        Session(proto, name, optimised=path, level=level)
+        Session(proto, model.name, optimised=path, level=level, apart=model.apart)
         result = package.load(str(path))
     used = {node.domain for node in result.graph.node} | {""}
     kept = [entry for entry in result.opset_import if entry.domain in used]
@@ -147,10 +163,14 @@ def relative_change(expected: list[Any], got: list[Any]) -> float:
     return worst
 
 
+def load_session(model: OnnxModel, threads: int | None = None) -> Session:
+    """``model`` as ONNX Runtime runs it."""
+    return Session(model.proto, model.name, threads=threads, apart=model.apart)
+
+
 def _baseline(
-    model: OnnxModel, feeds: Feeds | None, threads: int | None
+    model: OnnxModel, feeds: Feeds | None, session: Session
 ) -> tuple[Feeds | None, list[Any]]:
-    session = Session(model.proto, model.name, threads=threads)
     if feeds is not None:
         return feeds, session.run(feeds)
     for free in (8, 1, 2):

@@ -67,7 +67,7 @@ def measure_ranges(
     """
     watched = _watched(model)
     probe = _with_outputs(model.proto, watched)
-    session = Session(probe, model.name, plain=True, threads=threads)
+    session = Session(probe, model.name, plain=True, threads=threads, apart=model.apart)
     present = [name for name in watched if name in set(session.outputs)]
     fed = [port.name for port in model.inputs if port.dtype.kind == "f"]
     passes = 1 if method == "minmax" else 2
@@ -117,7 +117,7 @@ def _values(
 
 
 def _binned(values: Array, found: Range) -> npt.NDArray[np.int64]:
-    """Counts of ``values`` in the bins of ``found``; in pieces that stay in the processor's cache."""
+    """Counts of ``values`` in the bins of ``found``; in pieces that stay in a cache."""
     flat = values.reshape(-1)
     scale = np.float32(BINS / (found.high - found.low))
     counts = np.zeros(BINS, np.int64)

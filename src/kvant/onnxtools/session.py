@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kvant.errors import FileFormatError, NotEnoughMemoryError, UnsupportedError
 from kvant.files.source import printable
+from kvant.onnxtools.apart import Apart, is_apart
 from kvant.onnxtools.model import weight_bytes
 from kvant.onnxtools.packages import onnxruntime
 from kvant.onnxtools.save import EXTERNAL_FROM, externalised
@@ -34,6 +35,7 @@ class Session:
         threads: processors to use; None: all.
         optimised: write the optimised graph here, made at ``level``.
         level: ``basic``, ``extended`` or ``all``, where not ``plain``.
+        apart: weights that are not in ``proto``.
 
     Raises:
         UnsupportedError: an operator, type or combination that ONNX Runtime lacks.
@@ -50,6 +52,7 @@ class Session:
         threads: int | None = None,
         optimised: Path | None = None,
         level: str = "all",
+        apart: Apart | None = None,
     ) -> None:
         runtime = onnxruntime()
         levels = runtime.GraphOptimizationLevel
@@ -74,12 +77,23 @@ class Session:
             )
         self.name = name
         providers = ["CPUExecutionProvider"]
+        self._weights = self._given(options, proto, apart or {})
         try:
             with stored(proto) as model:
                 self._session = runtime.InferenceSession(model, options, providers=providers)
         except Exception as error:
             raise _refused(error, name) from None
         self.outputs = [output.name for output in self._session.get_outputs()]
+
+    @staticmethod
+    def _given(options: Any, proto: Any, apart: Apart) -> list[Any]:
+        """Hand ONNX Runtime the weights that stand apart; they are not copied."""
+        names = [t.name for t in proto.graph.initializer if is_apart(t) and t.name in apart]
+        make = onnxruntime().OrtValue.ortvalue_from_numpy
+        values = [make(apart[name]) for name in names]
+        if names:
+            options.add_external_initializers(names, values)
+        return values
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Any]:
         """The outputs (all, in order) for one batch.

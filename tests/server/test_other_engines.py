@@ -173,9 +173,8 @@ def test_mlx(expected: tuple[str, str]) -> None:
 def test_onnxruntime_genai(tmp_path: Path, expected: tuple[str, str]) -> None:
     pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
     target = pytest.importorskip("kvant.export.onnx.target", reason="no ONNX target")
-    from kvant.export.target import TargetOptions
-
     from kvant.api.source import open_source
+    from kvant.export.target import TargetOptions
 
     folder = tmp_path / "onnx"
     target.TARGET.write(open_source("demo"), folder, None, TargetOptions(dtype="float32"))

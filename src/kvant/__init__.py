@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kvant.api.inspection import Inspection, inspect
     from kvant.api.measurement import evaluate
     from kvant.api.model import Model, load
+    from kvant.api.onnx_models import OnnxReport, optimize_onnx, quantize_onnx
     from kvant.api.tune import TuneReport, tune
     from kvant.api.verification import verify
     from kvant.api.within import Fitted, quantize_within
@@ -57,6 +58,7 @@ __all__ = [
     "Inspection",
     "KvantError",
     "Model",
+    "OnnxReport",
     "Piece",
     "Recipe",
     "Recommendation",
@@ -77,7 +79,9 @@ __all__ = [
     "kld_difference",
     "ln_ppl_difference",
     "load",
+    "optimize_onnx",
     "quantize",
+    "quantize_onnx",
     "quantize_within",
     "recommend",
     "tune",
@@ -100,6 +104,7 @@ _HOME = {
     "Inspection": "kvant.api.inspection",
     "KvantError": "kvant.errors",
     "Model": "kvant.api.model",
+    "OnnxReport": "kvant.api.onnx_models",
     "Piece": "kvant.engine.results",
     "Recipe": "kvant.quant.recipe",
     "Recommendation": "kvant.api.advice",
@@ -119,6 +124,8 @@ _HOME = {
     "kld_difference": "kvant.evaluation",
     "ln_ppl_difference": "kvant.evaluation",
     "load": "kvant.api.model",
+    "optimize_onnx": "kvant.api.onnx_models",
+    "quantize_onnx": "kvant.api.onnx_models",
     "recommend": "kvant.api.advice",
     "quantize": "kvant.api.conversion",
     "quantize_within": "kvant.api.within",

@@ -16,6 +16,7 @@
     evidence_check.py  all of that computed again
     advice.py          recommend, doctor: what fits a device; this machine
     demonstration.py   demo: all of it on the built-in model; report.py writes its files
+    onnx_models.py     quantize_onnx, optimize_onnx: any ONNX model; from_torch, from_sklearn
     source.py          what a user names becomes a checkpoint
 
 ``import kvant`` offers these functions by name and loads a module when it is first used, so a

@@ -12,6 +12,7 @@ from typing import Any
 from kvant.errors import OutputError, UsageError
 from kvant.files.source import quote
 from kvant.onnxtools.compare import Bounds, Comparison, verdicts
+from kvant.onnxtools.exporters import from_sklearn, from_torch
 from kvant.onnxtools.job import DataSet, Job, Progress
 from kvant.onnxtools.levels import OnnxOptions, level_named
 from kvant.onnxtools.mixed import Kept
@@ -21,7 +22,16 @@ from kvant.onnxtools.save import save_model
 from kvant.onnxtools.shares import element_shares
 from kvant.version import __version__
 
-__all__ = ["OnnxReport", "optimize_onnx", "quantize_onnx"]
+__all__ = [
+    "Bounds",
+    "DataSet",
+    "OnnxOptions",
+    "OnnxReport",
+    "from_sklearn",
+    "from_torch",
+    "optimize_onnx",
+    "quantize_onnx",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,12 +135,15 @@ def _confirmed(
         child([tool, "-m", base, "-f", text, "-c", "512", "--kl-divergence-base", logits])
     found = {}
     for file in files:
-        for _ in range(5):  # now and then the end of what it prints is lost as it exits
-            run = child([tool, "-m", file, "--kl-divergence-base", logits, "--kl-divergence"])
-            if match := re.search(r"Mean\s+KLD:\s+([0-9.]+)", run.output):
-                break
-        else:
-            raise SystemExit(f"llama-perplexity said no mean divergence of {file}")
+        run = child([tool, "-m", file, "--kl-divergence-base", logits, "--kl-divergence"])
+        match = re.search(r"Mean\s+KLD:\s+([0-9.]+)", run.output)
+        if match is None:  # it now and then loses the end of what it prints; a line a chunk remains
+            rows = r"^ *\d+ +[\d.]+ ± +[\d.]+ +[-\d.]+ ± +[\d.]+ +([\d.]+) ±"
+            match = next(reversed(list(re.finditer(rows, run.output, re.MULTILINE))), None)
+        if match is None:
+            raise SystemExit(
+                f"llama-perplexity said no mean divergence of {file}:\n{run.output[-2000:]}"
+            )
         found[file] = float(match[1])
     return found
 

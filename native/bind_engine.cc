@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -289,6 +290,8 @@ void bind_engine(nb::module_& m) {
            "stream_out"_a.noconvert().none(), "result"_a.noconvert().none(),
            "logits"_a.noconvert().none(), "captures"_a,
            "routings"_a = std::vector<RoutingTuple>())
+      .def("copy_blocks", &Plan::copy_blocks, "pairs"_a, nb::call_guard<nb::gil_scoped_release>(),
+           "Copy blocks of the cache, of all layers: (from, to).")
       .def("run_head", &head, "hidden"_a.noconvert(), "logits"_a.noconvert())
       .def_prop_ro("threads", [](Plan& p) { return p.pool().size(); })
       .def_prop_ro("most_tokens", &Plan::most_tokens)

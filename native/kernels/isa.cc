@@ -15,7 +15,7 @@ void prepare_tile(Act act, const float* const* rows, int tokens, int width, int6
                   uint8_t* tile);
 extern const PackingKernels kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K;
 extern const PackingKernels kIQ1_S, kIQ1_M, kIQ2_XXS, kIQ2_XS, kIQ2_S, kIQ3_XXS, kIQ3_S;
-extern const PackingKernels kIQ4_NL, kIQ4_XS, kMXFP4, kTQ1_0, kTQ2_0;
+extern const PackingKernels kIQ4_NL, kIQ4_XS, kMXFP4, kNVFP4, kTQ1_0, kTQ2_0, kQ1_0;
 int score_row(const float* const* logits, int models, int64_t vocab, int32_t target,
               ScoreSums* sums, double* nll, double* kld, uint8_t* same);
 
@@ -30,7 +30,7 @@ const PackingKernels* const kPackings[] = {&kQ4_0, &kQ4_1, &kQ5_0, &kQ5_1, &kQ8_
                                            &kQ3_K, &kQ4_K, &kQ5_K, &kQ6_K,
                                            &kIQ1_S, &kIQ1_M, &kIQ2_XXS, &kIQ2_XS, &kIQ2_S,
                                            &kIQ3_XXS, &kIQ3_S, &kIQ4_NL, &kIQ4_XS,
-                                           &kMXFP4, &kTQ1_0, &kTQ2_0, nullptr};
+                                           &kMXFP4, &kNVFP4, &kTQ1_0, &kTQ2_0, &kQ1_0, nullptr};
 
 // Integers compare as magnitudes do once the sign is off, with infinity and NaN above all others.
 // Almost every run is fine, so it is checked as a whole, and searched only where it is not.

@@ -153,6 +153,37 @@ static inline void product_plain(Block& w, int part, int64_t blocks, const uint8
   for (int t = 0; t < T; ++t) store(y + t * stride + part * kLanes, acc[t]);
 }
 
+// A scale for either half of a block of 32. Sums of half a tile's block are nowhere: what the levels'
+// zero adds is summed beside the product.
+template <class F, class Block, int T, int W>
+static inline void product_halves(Block& w, int part, int64_t blocks, const uint8_t* tile,
+                                  const ActLayout& l, int t0, float* y, int64_t stride) {
+  const int8_t* q = (const int8_t*)tile + t0 * 4;
+  const float* d = (const float*)(tile + l.d) + t0;
+  const vc zero = (vc){} + uint8_t(F::zero);
+  vf acc[T] = {};
+  for (int64_t b = 0; b < blocks; ++b, q += 32 * W, d += W) {
+    w.enter(b);
+    const vf scales[2] = {w.d(part), w.dmin(part)};
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      vc c[4];
+      w.quad(h, part, c);
+      for (int t = 0; t < T; ++t) {
+        vi total = {}, none = {};
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) {
+          const int8_t* a = q + ((h * 4 + k) * W + t) * 4;
+          total = dot<F::wide>(total, c[k], a);
+          none = dot<F::wide>(none, zero, a);
+        }
+        acc[t] = vfma(to_float(total - none), scales[h] * splat(d[t]), acc[t]);
+      }
+    }
+  }
+  for (int t = 0; t < T; ++t) store(y + t * stride + part * kLanes, acc[t]);
+}
+
 // Tokens that fit the registers at once: an accumulator or three each.
 inline constexpr int kTokens = kLanes == 16 ? 8 : kLanes == 8 ? 4 : 2;
 
@@ -176,6 +207,8 @@ struct Panels {
         product_nested<F, Block, T, W>(w, part, blocks, tile, l, t0, y, stride);
       else if constexpr (F::block == 256)
         product_flat<F, Block, T, W>(w, part, blocks, tile, l, t0, y, stride);
+      else if constexpr (F::halves)
+        product_halves<F, Block, T, W>(w, part, blocks, tile, l, t0, y, stride);
       else
         product_plain<F, Block, T, W>(w, part, blocks, tile, l, t0, y, stride);
     }
@@ -237,7 +270,7 @@ struct Panels {
           }
         }
         store((float*)(out + F::u_heads + at), w.d(part));
-        if constexpr (F::affine) store((float*)(out + F::u_heads + 64 + at), w.dmin(part));
+        if constexpr (F::two_heads) store((float*)(out + F::u_heads + 64 + at), w.dmin(part));
       }
     }
   }

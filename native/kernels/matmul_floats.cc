@@ -1,6 +1,7 @@
 // Panels of float weights (F32, F16, BF16), and the rounding of activations into tiles.
 #include <cmath>
 
+#include "../runtime/x86.h"
 #include "dot.h"
 #include "packing.h"
 
@@ -247,7 +248,7 @@ const PanelKernels* float_panels(int type) {
     case 1: return &kF16;
     case 30:
 #if KVANT_BF16_DOT
-      if (__builtin_cpu_supports("avx512bf16")) return &kBF16Dot;
+      if (x86().avx512bf16) return &kBF16Dot;
 #endif
       return &kBF16;
     default: return nullptr;

@@ -67,8 +67,11 @@ struct Format {
   static constexpr Act act = BLOCK == 256 ? Act::Q8_256 : Act::Q8_32;
   // Blocks' scales are powers of two, a byte each.
   static constexpr bool exponents = requires { requires LEVELS::kExponents; };
+  // A scale for either half of a block, the second where minima lie otherwise.
+  static constexpr bool halves = requires { requires LEVELS::kHalves; };
+  static constexpr bool two_heads = AFFINE || halves;
   static constexpr int steps = BLOCK / 4, quads = BLOCK / 16, subs = BLOCK / SUB;
-  static constexpr int head_bytes = exponents ? 16 : AFFINE || SCALES == SubScales::EightSixBits ? 64 : 32;
+  static constexpr int head_bytes = exponents ? 16 : two_heads || SCALES == SubScales::EightSixBits ? 64 : 32;
   static constexpr int scale_bytes = !nested                                   ? 0
                                      : SCALES == SubScales::SixBits            ? 192
                                      : SCALES == SubScales::SixBitsSigned      ? 192

@@ -115,8 +115,9 @@ static inline void transpose(const uint8_t* codes, uint8_t* steps) {
     }
 }
 
-// SIGNED: the file's codes are signed bytes; they become codes with their zero at 128.
-template <class F, int BLOCK_BYTES, Unlayout UNLAYOUT, bool SIGNED = false>
+// SIGNED: the file's codes are signed bytes; they become codes with their zero at 128. PER: blocks of
+// the panel that one of the file makes.
+template <class F, int BLOCK_BYTES, Unlayout UNLAYOUT, bool SIGNED = false, int PER = 1>
 static void interleave(const uint8_t* const* rows, int n, int64_t columns, uint8_t* panel) {
   constexpr int kRun = 256 / F::block;  // blocks of a row taken at a time
   const int64_t blocks = columns / F::block;
@@ -131,7 +132,7 @@ static void interleave(const uint8_t* const* rows, int n, int64_t columns, uint8
   }
   for (int64_t b0 = 0; b0 < blocks; b0 += kRun) {
     const int run = int(blocks - b0 < kRun ? blocks - b0 : kRun);
-    for (int r = 0; r < n; ++r) UNLAYOUT(rows[r] + b0 * BLOCK_BYTES, codes[r], scales[r], run);
+    for (int r = 0; r < n; ++r) UNLAYOUT(rows[r] + b0 / PER * BLOCK_BYTES, codes[r], scales[r], run);
     for (int b = 0; b < run; ++b, record += F::record_bytes) {
       transpose<F::steps, SIGNED>(codes[0] + b * F::block, steps);
       uint8_t* head = panel + (b0 + b) * F::head_bytes;
@@ -140,7 +141,7 @@ static void interleave(const uint8_t* const* rows, int n, int64_t columns, uint8
           head[r] = exponent_of(scales[r][b].d);
         else
           put_half(head + 2 * r, scales[r][b].d);
-        if constexpr (F::affine) put_half(head + 32 + 2 * r, scales[r][b].dmin);
+        if constexpr (F::two_heads) put_half(head + 32 + 2 * r, scales[r][b].dmin);
       }
       if constexpr (F::nested) put_scales<F>(scales[0], record, head + 32);
       put_codes<F>(steps, record + F::scale_bytes);
@@ -148,12 +149,12 @@ static void interleave(const uint8_t* const* rows, int n, int64_t columns, uint8
   }
 }
 
-template <class F, int BLOCK_BYTES, Unlayout UNLAYOUT, bool SIGNED = false>
+template <class F, int BLOCK_BYTES, Unlayout UNLAYOUT, bool SIGNED = false, int PER = 1>
 inline constexpr PanelKernels panel_kernels = {
     F::act,
     Panels<F>::panel_bytes,
     Panels<F>::unpacked_bytes,
-    interleave<F, BLOCK_BYTES, UNLAYOUT, SIGNED>,
+    interleave<F, BLOCK_BYTES, UNLAYOUT, SIGNED, PER>,
     Panels<F>::unpack,
     Panels<F>::multiply,
     Panels<F>::multiply_unpacked,

@@ -1,9 +1,9 @@
 #include "cpu.h"
 
 #include <atomic>
-#if defined(__x86_64__)
-#include <cpuid.h>
-#elif defined(__aarch64__) && defined(__linux__)
+
+#include "x86.h"
+#if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
@@ -45,14 +45,7 @@ namespace {
 
 std::atomic<const Isa*> chosen{nullptr};
 
-#if defined(__x86_64__)
-// Asked of the processor itself: clang before 18 has no name for it. That the system keeps the wide
-// registers is part of "avx2".
-bool has_f16c() {
-  unsigned a, b, c, d;
-  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-}
-#elif defined(KVANT_ARM)
+#if defined(KVANT_ARM)
 struct Arm {
   bool dotprod = false, i8mm = false;
 };
@@ -83,13 +76,11 @@ Arm arm() {
 std::vector<const Isa*> usable_isas() {
   std::vector<const Isa*> found;
 #if defined(__x86_64__)
-  __builtin_cpu_init();
   // What CMakeLists.txt lets the compiler use; a virtual machine may hide any of it.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2") && has_f16c();
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    if (__builtin_cpu_supports("avx512vnni")) found.push_back(&avx512vnni::kIsa);
+  const X86& has = x86();
+  const bool avx2 = has.avx2 && has.fma && has.bmi2 && has.f16c;
+  if (avx2 && has.avx512f && has.avx512bw && has.avx512dq && has.avx512vl) {
+    if (has.avx512vnni) found.push_back(&avx512vnni::kIsa);
     found.push_back(&avx512::kIsa);
   }
   if (avx2) found.push_back(&avx2::kIsa);
@@ -124,19 +115,19 @@ bool select_isa(const std::string& name) {
 std::vector<std::string> cpu_features() {
   std::vector<std::string> names;
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-#define KVANT_FEATURE(f) \
-  if (__builtin_cpu_supports(f)) names.push_back(f);
-  KVANT_FEATURE("sse4.2")
-  KVANT_FEATURE("avx")
-  if (has_f16c()) names.push_back("f16c");
-  KVANT_FEATURE("fma")
-  KVANT_FEATURE("avx2")
-  KVANT_FEATURE("avx512f")
-  KVANT_FEATURE("avx512bw")
-  KVANT_FEATURE("avx512vnni")
-  KVANT_FEATURE("avx512bf16")
-#undef KVANT_FEATURE
+  const X86& has = x86();
+  const auto say = [&](bool there, const char* name) {
+    if (there) names.push_back(name);
+  };
+  say(has.sse42, "sse4.2");
+  say(has.avx, "avx");
+  say(has.f16c, "f16c");
+  say(has.fma, "fma");
+  say(has.avx2, "avx2");
+  say(has.avx512f, "avx512f");
+  say(has.avx512bw, "avx512bw");
+  say(has.avx512vnni, "avx512vnni");
+  say(has.avx512bf16, "avx512bf16");
 #elif defined(KVANT_ARM)
   names.push_back("neon");
   if (arm().dotprod) names.push_back("dotprod");

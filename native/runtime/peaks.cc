@@ -4,8 +4,9 @@
 
 #include <cstring>
 
+#include "x86.h"
+
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -155,15 +156,7 @@ BF16 uint64_t bf16_avx512(int64_t rounds) {
   return low512(_mm512_castps_si512(s[0]));
 }
 
-// Compilers of this age have no name for it; the system keeps 256-bit registers where "avx2" holds.
-bool has_avx_vnni() {
-  unsigned a, b, c, d;
-  return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
-}
-
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
-}
+bool has_avx512() { return x86().avx512f && x86().avx512bw; }
 
 #endif
 
@@ -174,21 +167,21 @@ Peak best_peak(Arithmetic kind) {
   switch (kind) {
     case Arithmetic::kInt8:
 #if defined(__x86_64__)
-      if (has_avx512() && __builtin_cpu_supports("avx512vnni")) return {int8_vnni, 64 * kOps};
-      if (has_avx_vnni()) return {int8_vnni256, 32 * kOps};
+      if (has_avx512() && x86().avx512vnni) return {int8_vnni, 64 * kOps};
+      if (x86().avx2 && x86().avxvnni) return {int8_vnni256, 32 * kOps};
       if (has_avx512()) return {int8_avx512, 64 * kOps};
-      if (__builtin_cpu_supports("avx2")) return {int8_avx2, 32 * kOps};
+      if (x86().avx2) return {int8_avx2, 32 * kOps};
 #endif
       return {int8_plain, 8 * kOps};
     case Arithmetic::kBf16:
 #if defined(__x86_64__)
-      if (has_avx512() && __builtin_cpu_supports("avx512bf16")) return {bf16_avx512, 32 * kOps};
+      if (has_avx512() && x86().avx512bf16) return {bf16_avx512, 32 * kOps};
 #endif
       return {nullptr, 0};
     case Arithmetic::kFloat:
 #if defined(__x86_64__)
       if (has_avx512()) return {float_avx512, 16 * kOps};
-      if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+      if (x86().avx2 && x86().fma)
         return {float_avx2, 8 * kOps};
 #endif
       return {float_plain, 4 * kOps};
@@ -199,7 +192,7 @@ Peak best_peak(Arithmetic kind) {
 uint64_t (*best_reader())(const uint8_t* data, size_t bytes) {
 #if defined(__x86_64__)
   if (has_avx512()) return read_avx512;
-  if (__builtin_cpu_supports("avx2")) return read_avx2;
+  if (x86().avx2) return read_avx2;
 #endif
   return read_plain;
 }

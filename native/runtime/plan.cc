@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 namespace kvant {
@@ -325,6 +326,17 @@ void Plan::finish(int64_t kv_blocks, int stream, int result, int layers) {
     scratch.attention = reinterpret_cast<float*>(at += parts[2]);
     scratch.spare = reinterpret_cast<float*>(at += parts[3]);
     threads_.push_back(std::move(scratch));
+  }
+}
+
+void Plan::copy_blocks(const std::vector<std::pair<int64_t, int64_t>>& pairs) {
+  for (const auto& [from, to] : pairs)
+    if (from < 0 || to < 0 || from >= kv_blocks_ || to >= kv_blocks_)
+      throw std::invalid_argument("a block there is not");
+  for (const State& s : states_) {
+    const int64_t bytes = kv_block_bytes(s.shape);
+    for (const auto& [from, to] : pairs)
+      if (from != to) std::memcpy(s.cache + to * bytes, s.cache + from * bytes, size_t(bytes));
   }
 }
 

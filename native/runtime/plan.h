@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../kernels/packing.h"
@@ -148,6 +149,8 @@ class Plan {
     std::vector<Routing> routings;
   };
   StepResult run(const Request& r);
+  // Copy whole blocks of the cache, of all layers: (from, to), one after the other.
+  void copy_blocks(const std::vector<std::pair<int64_t, int64_t>>& pairs);
   // The head alone, on rows [n][width].
   StepResult head(const float* hidden, int64_t n, float* logits);
 

@@ -223,7 +223,13 @@ void Sampler::accept(const int32_t* tokens, int64_t n) {
 
 bool Sampler::changes_logits() const { return !options_.bias.empty() || !seen_.empty(); }
 
-void Sampler::change(float* x) const {
+void Sampler::change(float* x, const uint32_t* allowed) const {
+  for (int64_t first = 0; allowed && first < vocab_; first += 32) {
+    const uint32_t bits = allowed[first / 32];
+    if (bits == ~uint32_t(0)) continue;
+    const int64_t n = std::min<int64_t>(32, vocab_ - first);
+    for (int64_t i = 0; i < n; ++i) x[first + i] = bits >> i & 1 ? x[first + i] : kNone;
+  }
   for (const auto& [token, by] : options_.bias) x[token] += by;
   for (const Seen& s : seen_) {
     float& v = x[s.token];
@@ -232,7 +238,7 @@ void Sampler::change(float* x) const {
   }
 }
 
-Draw Sampler::sample(const float* logits) {
+Draw Sampler::sample(const float* logits, const uint32_t* allowed) {
   const VocabKernels& k = kernels();
   Draw draw;
   float* lane_max = room(scratch.lane_max, maxima_count(vocab_));
@@ -247,10 +253,10 @@ Draw Sampler::sample(const float* logits) {
     draw.top = best(logits, vocab_, lane_max, options_.logprobs, log_sum);
   }
   const float* x = logits;
-  if (changes_logits()) {
+  if (allowed || changes_logits()) {
     float* changed = room(scratch.changed, vocab_);
     std::memcpy(changed, logits, size_t(vocab_) * sizeof(float));
-    change(changed);
+    change(changed, allowed);
     k.maxima(changed, vocab_, lane_max);  // forbidden tokens are not finite, and may be so
     x = changed;
     most = most_of(lane_max, vocab_);
@@ -293,6 +299,17 @@ int32_t Sampler::choose(const float* x, const float* lane_max, float most) const
     total = weigh(race, most, scale);
   }
   return race.at(pick(race.count, total, uniform(o.seed, position_))).token;
+}
+
+std::vector<Draw> draw(const Turn& turn) {
+  std::vector<Draw> drawn;
+  const int64_t vocab = turn.sampler->vocab();
+  for (int64_t row = 0; row < turn.rows; ++row) {
+    drawn.push_back(turn.sampler->sample(turn.logits + row * vocab, turn.allowed[row]));
+    const Draw& last = drawn.back();
+    if (last.fault != Fault::none || row + 1 == turn.rows || last.token != turn.guesses[row]) break;
+  }
+  return drawn;
 }
 
 }  // namespace kvant

@@ -30,11 +30,13 @@ struct SamplerOptions {
   std::vector<std::pair<int32_t, float>> bias;  // -infinity forbids a token
 };
 
+inline int64_t mask_words(int64_t vocab) { return (vocab + 31) / 32; }
+
 // What became of a row.
 enum class Fault : int {
   none = 0,
   logits = 1,    // the model gave NaN or infinity
-  nothing = 2,   // bias and penalties left no token possible
+  nothing = 2,   // bias, penalties and the mask left no token possible
 };
 
 struct Draw {
@@ -59,9 +61,12 @@ class Sampler {
   void accept(const int32_t* tokens, int64_t n);
   // How many tokens of the answer there are; the position in the stream of random numbers.
   uint64_t position() const { return position_; }
+  // Go on from another place in that stream; penalties are not told.
+  void seek(uint64_t position) { position_ = position; }
 
-  // Draw from `logits` [vocab], and accept what was drawn.
-  Draw sample(const float* logits);
+  // Draw from `logits` [vocab], and accept what was drawn. Where `allowed` is not null, only tokens
+  // whose bits are set there may be drawn: `mask_words(vocab)` words, the lowest bit first.
+  Draw sample(const float* logits, const uint32_t* allowed = nullptr);
 
  private:
   struct Seen {
@@ -71,7 +76,7 @@ class Sampler {
 
   Seen& seen(int32_t token);
   bool changes_logits() const;
-  void change(float* x) const;
+  void change(float* x, const uint32_t* allowed) const;
   int32_t choose(const float* x, const float* lane_max, float most) const;
 
   SamplerOptions options_;
@@ -81,5 +86,16 @@ class Sampler {
   std::vector<Seen> seen_;
   std::unordered_map<int32_t, size_t> place_;
 };
+
+// What one request draws in a step. After each row but the last stands a guess of what it gives, and
+// a row counts only where all guesses before it were right.
+struct Turn {
+  Sampler* sampler;
+  const float* logits;            // [rows][vocab]
+  int64_t rows;
+  const int32_t* guesses;         // [rows - 1]
+  const uint32_t* const* allowed;  // a mask for each row, or null
+};
+std::vector<Draw> draw(const Turn& turn);
 
 }  // namespace kvant

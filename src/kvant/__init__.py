@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kvant.api.verification import verify
     from kvant.api.within import Fitted, quantize_within
     from kvant.calibration.importance import Importance
+    from kvant.engine.constrain import Constraint
     from kvant.engine.results import Completion, Piece
     from kvant.engine.sampling import Sampling
     from kvant.errors import KvantError
@@ -45,6 +46,7 @@ __all__ = [
     "BenchReport",
     "CalibrationReport",
     "Completion",
+    "Constraint",
     "DemoReport",
     "Doctor",
     "EvalResult",
@@ -87,6 +89,7 @@ _HOME = {
     "BenchReport": "kvant.api.benchmark",
     "CalibrationReport": "kvant.api.calibration",
     "Completion": "kvant.engine.results",
+    "Constraint": "kvant.engine.constrain",
     "DemoReport": "kvant.api.demonstration",
     "Doctor": "kvant.api.advice",
     "EvalResult": "kvant.evaluation",

@@ -101,4 +101,7 @@ MEANINGLESS: dict[str, Case] = {
     "config-no-object": lambda folder: hf_folder(folder, small_safetensors(), b'"llama"'),
     "config-number": lambda folder: hf_folder(folder, small_safetensors(), b"7"),
     "config-empty-object": lambda folder: hf_folder(folder, small_safetensors(), b"{}"),
+    "config-many-layers": lambda folder: hf_folder(
+        folder, small_safetensors(), json.dumps({**CONFIG, "num_hidden_layers": 4096}).encode()
+    ),
 }

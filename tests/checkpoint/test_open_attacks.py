@@ -54,8 +54,8 @@ def test_a_damaged_gguf_opens_or_is_refused(
     assert checkpoint.parameters < 100_000
 
 
-def test_the_largest_config_the_caps_allow_is_quickly_traced(tmp_path: Path) -> None:
-    """Nothing is allocated by what a config claims; what it costs is its number of layers."""
+def test_the_largest_config_the_caps_allow_is_quickly_refused(tmp_path: Path) -> None:
+    """Nothing is allocated by what a config claims, and no graph is traced for it."""
     config = {
         **LLAMA,
         "num_hidden_layers": 4096,
@@ -69,9 +69,9 @@ def test_the_largest_config_the_caps_allow_is_quickly_traced(tmp_path: Path) -> 
     folder = write_folder(tmp_path / "m", LLAMA)
     (folder / "config.json").write_text(json.dumps(config))
     start = time.process_time()
-    with pytest.raises(InputError, match="shape"):
+    with pytest.raises(InputError, match="4,096 layers"):
         open_checkpoint(folder)
-    assert time.process_time() - start < 5  # about half a second, on any machine at all
+    assert time.process_time() - start < 0.5
 
 
 def test_a_truncated_model_is_refused_when_read(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from terminal import CTRL_C, CTRL_D, Terminal
@@ -103,3 +104,60 @@ def test_ctrl_c_ends_a_single_answer() -> None:
         t.send(CTRL_C)
         t.expect("kvant: interrupted", seconds=5)
         assert t.status() == 130
+
+
+def test_commands_and_saved_conversations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KVANT_HOME", str(tmp_path))
+    with Terminal("run", "demo", *CALM) as t:
+        t.expect(PROMPT)
+        t.say("/set parameter temperature 0.5")
+        assert "temperature is 0.5." in t.expect(PROMPT)
+        t.say("/set parameter temperature hot")
+        assert "kvant: Parameter temperature should be a number" in t.expect(PROMPT)
+        t.say("/set parameter top_p 7")
+        assert "kvant: top_p should be" in t.expect(PROMPT)
+        t.say("/set parameter colour red")
+        assert "kvant: There is no parameter 'colour'" in t.expect(PROMPT)
+        t.say("/set parameter stop zzz")
+        assert "stop is zzz." in t.expect(PROMPT)
+        t.say('/set system """Be')
+        t.expect(r"(?m)^\.\.\. $")
+        t.say('kind."""')
+        assert "The system message is set." in t.expect(PROMPT)
+        t.say("/show system")
+        assert "Be\nkind." in t.expect(PROMPT)
+        t.say("/show parameters")
+        shown = t.expect(PROMPT)
+        assert re.search(r"temperature +0\.5", shown)
+        assert re.search(r"stop +'zzz'", shown)
+        t.say("/set nonsense")
+        assert "kvant: Write /set parameter NAME VALUE" in t.expect(PROMPT)
+        t.say("Tell me a story.")
+        t.expect(PROMPT)
+        t.say("/show modelfile")
+        shown = t.expect(PROMPT)
+        assert "FROM demo" in shown
+        assert "MESSAGE user Tell me a story." in shown
+        t.say("/save talk")
+        assert "Saved as talk:latest." in t.expect(PROMPT)
+        t.say("/load nothing/at/all")
+        assert "kvant: nothing/at/all: no such file" in t.expect(PROMPT)
+        t.say("/load talk")
+        loaded = t.expect(PROMPT)
+        assert "Chat with Demo" in loaded
+        assert "It begins with 2 messages" in loaded
+        t.say("/show info")
+        assert "talk:latest" in t.expect(PROMPT)
+        t.say("/set verbose")
+        t.expect(PROMPT)
+        t.say("/etc/passwd is a path, not a command")
+        assert "5 tokens" in t.expect(PROMPT)
+        t.say("/bye")
+        assert t.status() == 0
+    assert "/show modelfile" in (tmp_path / "history").read_text()
+    with Terminal("run", "talk", *CALM) as t:
+        assert "It begins with 2 messages" in t.expect(PROMPT)
+        t.send("\x1b[A")  # what was typed last, the last time
+        t.expect("/bye")
+        t.say("")
+        assert t.status() == 0

@@ -69,7 +69,9 @@ def test_options_reach_the_sampler(run: Run, monkeypatch: pytest.MonkeyPatch) ->
         frequency_penalty=0.3,
         seed=4,
     )
-    assert seen == [("x", {"sampling": sampling, "max_tokens": 9, "stop": ["a", "b"]})]
+    assert seen == [
+        ("x", {"sampling": sampling, "max_tokens": 9, "stop": ["a", "b"], "constraint": None})
+    ]
     assert run("run", "demo", "x", "--top-p", "0.8").status == 0
     # What is not given stays the model's own recommendation.
     assert seen[1][1]["sampling"] == kvant.Sampling(temperature=0.7, top_k=40, top_p=0.8)
@@ -171,3 +173,32 @@ def test_as_typed(spawn: Run) -> None:
     found = spawn("run", "demo", STORY, *CALM)
     assert (found.status, found.err) == (0, "")
     assert found.out == _expected()
+
+
+def test_guesses_change_nothing(run: Run) -> None:
+    for how in ("ngram", "demo"):
+        assert run("run", "demo", STORY, *CALM, "--speculate", how).out == _expected()
+
+
+def test_text_that_must_match(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    calm = CALM[:2]
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2}')
+    grammar.write_text('start: "yes" | "no"')
+    said = json.loads(run("run", "demo", STORY, *calm, "--json-schema", schema).out)
+    assert set(said) <= {"a", "b"}
+    assert run("run", "demo", STORY, *calm, "--grammar", grammar).out in ("yes", "no")
+    said = run("run", "demo", STORY, *calm, "--regex", "[a-z]{5}", "--speculate", "ngram").out
+    assert len(said) == 5
+    found = run("run", "demo", STORY, "--regex", "(")
+    assert found.status != 0
+    assert "regular expression cannot be used" in found.err
+    found = run("run", "demo", STORY, "--json-schema", tmp_path / "none")
+    assert "cannot be read as text: No such file" in found.err
+    with kvant.load("demo", speculate="ngram") as model:
+        schema_of = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+        said = model.generate(
+            "The", max_tokens=300, constraint={**schema_of, "additionalProperties": False}
+        )
+        assert json.loads(said.text)["n"] in (1, 2)

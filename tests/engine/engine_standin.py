@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvant.engine import Engine
-from kvant.errors import CacheFullError
+from kvant.engine import Engine, KvBlocks
+from kvant.engine.sampling import draw_turns
 
 Logits = npt.NDArray[np.float32]
 
@@ -34,63 +34,39 @@ class Recorded:
         self.steps.append([len(ids) for _, ids in work])
         return found
 
-
-class SpokenSequence:
-    """The ids of one text."""
-
-    def __init__(self, engine: SpokenEngine) -> None:
-        self._engine = engine
-        self.tokens: list[int] = []
-        engine.live.add(self)
-
-    @property
-    def length(self) -> int:
-        return len(self.tokens)
-
-    def truncate(self, n: int) -> None:
-        assert 0 <= n <= len(self.tokens)
-        del self.tokens[n:]
-
-    def free(self) -> None:
-        self.truncate(0)
-        self._engine.live.discard(self)
+    def step_blocks(self, tokens: Any, entries: Any, *rest: Any) -> None:
+        self._engine.step_blocks(tokens, entries, *rest)
+        self.steps.append([int(n) for n in entries[:, 1]])
 
 
 class SpokenEngine:
-    """Whatever ``rows`` makes of a text: ids -> logits [vocabulary]."""
+    """Whatever ``rows`` makes of a text: ids -> logits [vocabulary]. Its cache holds the ids."""
+
+    step_tokens = 512
 
     def __init__(
         self, vocab_size: int, context: int, rows: Callable[[list[int]], npt.ArrayLike]
     ) -> None:
         self.vocab_size, self.context = vocab_size, context
-        self.live: set[SpokenSequence] = set()
-        self.capacity_tokens = 100_000
+        self.kv = KvBlocks(100)
         self._rows = rows
-
-    @property
-    def kv(self) -> SpokenEngine:
-        """It is its own cache."""
-        return self
-
-    @property
-    def free_tokens(self) -> int:
-        return self.capacity_tokens - sum(s.length for s in self.live)
+        self._slots: dict[tuple[int, int], int] = {}
 
     @property
     def idle(self) -> bool:
-        return not self.live
+        return self.kv.free_blocks == self.kv.count
 
-    def sequence(self) -> SpokenSequence:
-        return SpokenSequence(self)
+    def step_blocks(self, tokens: Any, entries: Any, tables: Any, rows: Any, out: Logits) -> None:
+        size = self.kv.block_tokens
+        found = 0
+        for (begin, count, start), table in zip(entries, tables, strict=True):
+            for i in range(count):
+                at, place = divmod(int(start + i), size)
+                self._slots[int(table[at]), place] = int(tokens[begin + i])
+            for row in (r for r in rows if begin <= r < begin + count):
+                places = (divmod(i, size) for i in range(start + row - begin + 1))
+                out[found] = self._rows([self._slots[int(table[a]), p] for a, p in places])
+                found += 1
 
-    def step(
-        self, work: Sequence[tuple[SpokenSequence, Sequence[int]]], *, logits: str = "last"
-    ) -> Logits:
-        assert work
-        assert logits == "last"
-        if sum(len(ids) for _, ids in work) > self.free_tokens:
-            raise CacheFullError("The cache is full.")
-        for sequence, ids in work:
-            assert len(ids)
-            sequence.tokens += [int(i) for i in ids]
-        return np.stack([self._rows(s.tokens) for s, _ in work]).astype(np.float32)
+    def draw(self, turns: Any, logits: Logits, masks: Any = None) -> Any:
+        return draw_turns(turns, logits, masks)

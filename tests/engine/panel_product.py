@@ -20,7 +20,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 #: Columns under one scale of the activations, by packing; others multiply floats.
-EIGHT_BIT_BLOCK = {p.name: p.block for p in BLOCK_PACKINGS}
+EIGHT_BIT_BLOCK = {p.name: 256 if p.block == 256 else 32 for p in BLOCK_PACKINGS}
 
 
 def panel_product(

@@ -58,7 +58,7 @@ def test_floats(name: str, dtype: str, tmp_path: Path, llama: Llama) -> None:
 
 
 RECIPES = ("Q2_K", "Q3_K_M", "Q4_0", "Q4_1", "Q4_K_M", "Q5_0", "Q5_1", "Q5_K_M", "Q6_K", "Q8_0")
-RECIPES += ("IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0")
+RECIPES += ("IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "Q1_0")
 
 
 OTHERS = ("gpt2", "mistral", "gemma2", "gemma3", "granite", "phi3", "olmo2", "smollm3")

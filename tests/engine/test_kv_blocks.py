@@ -127,7 +127,7 @@ def test_a_sequence_collected_while_blocks_are_taken() -> None:
         sequence.reserve(3 * BLOCK)
         Interrupted.waiting.append(sequence)
     del sequence
-    pool._free = Interrupted(pool._free)
+    pool._blank = Interrupted(pool._blank)
     held = [b for _ in range(4) for b in pool.take(5)]
     assert not Interrupted.waiting
     assert sorted(held + pool.take(10)) == list(range(30))

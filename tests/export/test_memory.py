@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,10 +56,10 @@ def _sparse_model(folder: Path, layers: int, **config: object) -> int:
     return size
 
 
-def _peak(folder: Path, recipe: str, out: Path, threads: int) -> int:
+def _peak(folder: Path, recipe: str, out: Path, threads: int, *more: str) -> int:
     """Kilobytes of resident memory at most, in a process of its own."""
     path = os.pathsep.join([str(Path(kvant.__file__).parent.parent), *sys.path])
-    command = ["quantize", str(folder), recipe, "-o", str(out), "--threads", str(threads)]
+    command = ["quantize", str(folder), recipe, "-o", str(out), "--threads", str(threads), *more]
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, *command],
         env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
@@ -90,3 +91,18 @@ def test_wide_rows_and_many_threads(tmp_path: Path) -> None:
     assert _peak(tmp_path / "wide", "F32", tmp_path / "wide.gguf", 8) < 250_000
     _sparse_model(tmp_path / "qwen", 1, **{k: QWEN2[k] for k in ("model_type", "architectures")})
     assert _peak(tmp_path / "qwen", "Q8_0", tmp_path / "qwen.gguf", 8) < 250_000
+
+
+def test_onnx_folders_too(tmp_path: Path) -> None:
+    """Blocks of integers, by rows and by columns, are written and verified in the same bounds."""
+    pytest.importorskip("onnx")
+    peaks = {}
+    for layers, standard in ((1, ()), (3, ()), (1, ("--standard-ops",))):
+        folder = tmp_path / f"{layers}{len(standard)}"
+        size = _sparse_model(folder, layers)
+        out = tmp_path / f"{folder.name}-onnx"
+        peaks[folder.name] = _peak(folder, "int4", out, 2, "--to", "onnx", *standard)
+        assert (out / "model.onnx.data").stat().st_size > size / 4
+        shutil.rmtree(out)
+    assert max(peaks.values()) < 200_000
+    assert peaks["30"] - peaks["10"] < 30_000

@@ -30,7 +30,7 @@ DEQUANTISERS = {
     **{name: f"dequantize_row_q{name[1]}_K" for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")},
     **{
         name: f"dequantize_row_{name.lower()}"
-        for name in ("IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0")
+        for name in ("IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "Q1_0")
     },
 }
 """The C function that decodes a row of each type."""

@@ -53,6 +53,7 @@ FILE_TYPES = {
     "TQ1_0": (36, "TQ1_0"),
     "TQ2_0": (37, "TQ2_0"),
     "MXFP4_MOE": (38, "Q8_0"),
+    "Q1_0": (40, "Q1_0"),
 }
 """Name of a file type: its number (``enum llama_ftype``) and default tensor type."""
 
@@ -61,7 +62,7 @@ _BLOCK |= dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), 32)
 _BLOCK |= dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), 256)
 _CODEBOOKS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 _BLOCK |= dict.fromkeys(_CODEBOOKS, 256) | {"IQ4_NL": 32, "IQ4_XS": 256}
-_BLOCK |= {"TQ1_0": 256, "TQ2_0": 256, "MXFP4": 32}
+_BLOCK |= {"TQ1_0": 256, "TQ2_0": 256, "MXFP4": 32, "Q1_0": 128}
 _FEW_BITS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M")
 
 
@@ -98,7 +99,7 @@ def _fallback(kind: str, row: int) -> str:
     if row % _BLOCK[kind] == 0:
         return kind
     match kind:
-        case "Q2_K" | "Q3_K" | "TQ1_0" | "TQ2_0":
+        case "Q1_0" | "Q2_K" | "Q3_K" | "TQ1_0" | "TQ2_0":
             smaller = "Q4_0"
         case "Q4_K":
             smaller = "Q5_0"

@@ -96,6 +96,7 @@ _SUB_RANGES = {  # sub-blocks, least and most of their integer scales, most of t
     "Q5_K": (8, 0, 63, 63),
     "Q6_K": (16, -128, 127, 0),
     "IQ4_XS": (8, -32, 31, 0),
+    "NVFP4": (4, 0, 0, 126),
 }
 
 
@@ -119,6 +120,8 @@ def codes_and_scales(draw: st.DrawFn, packing: Packing) -> tuple[Floats, Floats]
         scales["sub"], scales["submin"] = of_bytes["sub"], of_bytes["submin"]
     if packing.name == "MXFP4":
         scales["d"] = 2.0 ** rng.integers(-128, 128, n)
+    if packing.name == "NVFP4":
+        scales["d"] = 1
     if packing.name in _SUB_RANGES:
         subs, least, most, most_minimum = _SUB_RANGES[packing.name]
         scales["sub"][:, :subs] = rng.integers(least, most + 1, (n, subs))

@@ -29,6 +29,13 @@ def patterned_rows(packing: Packing) -> Any:
     return np.repeat(np.arange(256, dtype=np.uint8)[:, None], packing.storage.row_bytes(512), 1)
 
 
+def numbered(gguf: ModuleType, packing: Packing) -> Any:
+    """gguf's name for a type; skips those its release does not know yet."""
+    if packing.name not in gguf.GGMLQuantizationType.__members__:
+        pytest.skip(f"this gguf does not know {packing.name}")
+    return gguf.GGMLQuantizationType[packing.name]
+
+
 def assert_same_bits(ours: Any, theirs: Any) -> None:
     """Equal bit for bit, signed zeros included; any NaN is as good as another."""
     number = ~np.isnan(theirs)
@@ -40,8 +47,13 @@ def assert_same_bits(ours: Any, theirs: Any) -> None:
 @by_name
 def test_gguf(packing: Packing, rows: Any, gguf: ModuleType) -> None:
     data = rows(packing)
+    kind = numbered(gguf, packing)
+    try:
+        with np.errstate(all="ignore"):
+            theirs = gguf.quants.dequantize(data, kind)
+    except NotImplementedError:
+        pytest.skip(f"this gguf does not decode {packing.name}")
     with np.errstate(all="ignore"):
-        theirs = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[packing.name])
         spec = packing.unpack(data.reshape(-1, packing.storage.block_bytes))
     theirs = np.asarray(theirs, np.float32)
     assert_same_bits(spec.reshape(theirs.shape).astype(np.float32), theirs)
@@ -63,13 +75,16 @@ def test_ggml(packing: Packing, rows: Any, ggml: Ggml) -> None:
 def test_our_own_rows(packing: Packing, gguf: ModuleType) -> None:
     x = np.random.default_rng(3).standard_normal((5, 1024)).astype(np.float32)
     data = quantize(packing.name, x)
-    theirs = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[packing.name])
+    try:
+        theirs = gguf.quants.dequantize(data, numbered(gguf, packing))
+    except NotImplementedError:
+        pytest.skip(f"this gguf does not decode {packing.name}")
     assert_same_bits(dequantize(packing.name, data), np.asarray(theirs, np.float32))
 
 
 @by_name
 def test_the_same_table_of_sizes(packing: Packing, gguf: ModuleType) -> None:
-    kind = gguf.GGMLQuantizationType[packing.name]
+    kind = numbered(gguf, packing)
     storage = packing.storage
     assert (kind.value, *gguf.GGML_QUANT_SIZES[kind]) == (
         storage.id,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvant import _core
-from kvant.api.source import Source, open_source, threads_or_default
+from kvant.api.source import Source, open_source, resolve, threads_or_default
 from kvant.checkpoint import Checkpoint, fingerprint
 from kvant.devices import (
     USES,
@@ -22,6 +22,7 @@ from kvant.devices import (
     devices,
     predict,
 )
+from kvant.devices.engines import Choice, choose
 from kvant.devices.knowledge import Cited
 from kvant.devices.machine import Machine, cpu_name, machine, total_memory, warnings_for
 from kvant.engine.load import available_memory
@@ -38,6 +39,7 @@ __all__ = [
     "device_named",
     "devices",
     "doctor",
+    "engine_for",
     "predictions",
     "recommend",
 ]
@@ -92,6 +94,19 @@ class Doctor:
             "bandwidth": self.bandwidth,
             "warnings": list(self.warnings),
         }
+
+
+def engine_for(source: Source, found: Machine, asked: str = "auto") -> Choice:
+    """Which engine `kvant serve` runs a model with on a machine, and why.
+
+    Raises:
+        InputError: there is no such model.
+        MissingExtraError, UnsupportedError: nothing here runs it, or not what was asked for.
+    """
+    path = resolve(source)
+    if not path.exists():
+        raise InputError(f"{source}: no such file, folder or model. Check its name.")
+    return choose(found, path, asked)
 
 
 def recommend(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvant import _core
 from kvant.api.evidence import record_speed
-from kvant.api.source import Source, open_source, threads_or_default
+from kvant.api.source import Source, resolve, threads_or_default
 from kvant.checkpoint import Checkpoint
 from kvant.devices.machine import cpu_name
 from kvant.engine import load_engine
@@ -19,6 +19,16 @@ from kvant.errors import UsageError
 from kvant.evaluation.limits import BUFFER_BYTES, Limits, MachineLimits, Work
 from kvant.evaluation.speed import Progress, SpeedPlan, SpeedResult, measure_speed
 from kvant.evidence import Speed
+from kvant.runtimes import (
+    Artefact,
+    RunnerChoice,
+    RunnerName,
+    StepRunner,
+    choose,
+    open_artefact,
+    run_artefact,
+    runner_label,
+)
 
 __all__ = ["KV_TYPES", "BenchReport", "benchmark", "record_benchmark"]
 
@@ -43,19 +53,33 @@ class BenchReport:
     kv_type: str
     load_seconds: float
     """Opening the model and making the engine ready, the file being cached or not."""
-    weights_bytes: int
-    kv_bytes: int
-    scratch_bytes: int
+    weights_bytes: int | None
+    kv_bytes: int | None
+    scratch_bytes: int | None
     """What the engine says it holds: weights, room for keys and values, and the rest."""
     peak_rss_bytes: int | None
     """Resident memory of the whole process at its highest; None where the system does not tell."""
     limits: Limits
     """Medians over the whole run."""
     results: tuple[SpeedResult, ...]
+    runtime: str = "native"
+    """What ran it."""
+    how: str = ""
+    """How a runtime of others was used, where one was; what it holds in memory it does not say."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """All that the engine holds."""
+        parts = (self.weights_bytes, self.kv_bytes, self.scratch_bytes)
+        held = [part for part in parts if part is not None]
+        return sum(held) if held else None
 
     def to_json(self) -> dict[str, object]:
         """As plain data."""
-        plain = ("name", "path", "bytes", "threads", "isa", "kv_type", "load_seconds")
+        plain = (
+            *("name", "path", "bytes", "runtime", "how"),
+            *("threads", "isa", "kv_type", "load_seconds"),
+        )
         memory = ("weights_bytes", "kv_bytes", "scratch_bytes", "peak_rss_bytes")
         return {
             **{name: getattr(self, name) for name in (*plain, *memory)},
@@ -74,6 +98,7 @@ def benchmark(
     threads: int | None = None,
     kv_type: KvTypeName = "f16",
     repeat: int = _REPEAT,
+    runner: RunnerChoice = None,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Measure how fast a model reads prompts and generates, in turn with the machine's limits.
@@ -83,25 +108,38 @@ def benchmark(
         prompts: lengths of prompts; by default 128 and 512, as far as the model takes them.
             Empty: no prompts.
         generate: tokens generated for each sequence; by default 64.
-        batches: how many sequences generate together; by default 1, 4 and 16. Empty: none do.
+        batches: how many sequences generate together; by default 1, 4 and 16, or 1 where the
+            runner takes one at a time. Empty: none do.
         depths: tokens of context before each test; by default 0.
         threads: by default one for each processor.
-        kv_type: ``f16`` or ``q8_0``.
+        kv_type: ``f16`` or ``q8_0``; runtimes of others have their own.
         repeat: measured runs of each test; medians are stated.
+        runner: what runs it, as for `evaluate`; the reference interpreter has no speed.
         progress: called with tokens done and tokens in all.
 
     Raises:
         UsageError: a number makes no sense, or is more than the model takes.
         InputError: the model cannot be read or run.
+        MissingExtraError: the runtime is not installed.
     """
     started = time.perf_counter()
-    checkpoint = open_source(model)
-    plan = _plan(checkpoint, prompts, generate, batches, depths, repeat)
+    artefact = open_artefact(resolve(model))
+    name = choose(artefact, runner)
+    if artefact.checkpoint is None and artefact.refusal is not None:
+        raise artefact.refusal  # without its weights nobody knows the machine's limit for it
+    checkpoint = artefact.checkpoint
+    assert checkpoint is not None
     if kv_type not in KV_TYPES:
         raise UsageError(
             f"Keys and values are kept as {' or '.join(KV_TYPES)}, got {kv_type!r}; choose one."
         )
+    alone = name not in ("native", "llama.cpp")
+    if alone and batches is None:
+        batches = (1,)
+    plan = _plan(checkpoint, prompts, generate, batches, depths, repeat)
     count = threads_or_default(threads)
+    if name != "native":
+        return _foreign(artefact, name, plan, count, started, progress)
     engine = load_engine(checkpoint, threads=count, kv_tokens=_room(plan), kv_type=kv_type)
     loaded = time.perf_counter() - started
     memory = engine.memory
@@ -110,6 +148,7 @@ def benchmark(
     machine = MachineLimits(engine.threads, work.kinds)
     results, limits = measure_speed(engine, work, machine, plan, progress=progress)
     return BenchReport(
+        runtime=runner_label(artefact, name),
         name=checkpoint.path.name,
         path=str(checkpoint.path),
         bytes=sum(w.stored.nbytes for w in checkpoint.weights.values()),
@@ -123,6 +162,59 @@ def benchmark(
         peak_rss_bytes=_without_buffer(before, _peak_rss()),
         limits=limits,
         results=results,
+    )
+
+
+def _foreign(
+    artefact: Artefact,
+    name: RunnerName,
+    plan: SpeedPlan,
+    threads: int,
+    started: float,
+    progress: Progress | None,
+) -> BenchReport:
+    """The same plan on a runtime of others, beside the limits for the weights as the file has them.
+
+    Its own memory it does not tell; that of the process is measured as for the engine.
+    """
+    checkpoint = artefact.checkpoint
+    assert checkpoint is not None
+    room = _room(plan) // plan.sequences + _KV_ROUND
+    engine = run_artefact(artefact, name, threads=threads, context=room, sequences=plan.sequences)
+    if not isinstance(engine, StepRunner):
+        raise UsageError(
+            "The reference interpreter judges numbers and has no speed to measure; choose another "
+            "runner."
+        )
+    if max(plan.batches, default=1) > 1 and not engine.together:
+        raise UsageError(
+            f"{runner_label(artefact, name)} is measured with one sequence at a time, got batches "
+            f"of {max(plan.batches)}. Leave them away, or choose native or llama.cpp."
+        )
+    loaded = time.perf_counter() - started
+    states = checkpoint.graph.states
+    kept = sum(2 * state.heads * state.head_dim for state in states)
+    work = Work.of(checkpoint, kept * (2 if name == "llama.cpp" else 4), as_in_file=True)
+    before = _peak_rss()
+    results, limits = measure_speed(
+        engine, work, MachineLimits(threads, work.kinds), plan, progress=progress
+    )
+    return BenchReport(
+        name=artefact.name,
+        path=str(artefact.path),
+        bytes=sum(w.stored.file_bytes for w in checkpoint.weights.values()),
+        threads=threads,
+        isa="",
+        kv_type="",
+        load_seconds=loaded,
+        weights_bytes=None,
+        kv_bytes=None,
+        scratch_bytes=None,
+        peak_rss_bytes=_without_buffer(before, _peak_rss()),
+        limits=limits,
+        results=results,
+        runtime=runner_label(artefact, name),
+        how=engine.how,
     )
 
 

@@ -5,19 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kvant.api.source import Source, open_source, threads_or_default, tokenizer_of
+from kvant.api.source import Source, resolve, threads_or_default
 from kvant.builtin import builtin_text
 from kvant.checkpoint import Checkpoint
 from kvant.errors import InputError, UsageError
 from kvant.evaluation import Corpus, EvalResult, Progress, Runner, Subject, check_vocabularies
 from kvant.evaluation import evaluate as measure
-from kvant.runtimes import RunnerKind, open_runner
-from kvant.tokenizer.build import Tokenizer
+from kvant.runtimes import (
+    Artefact,
+    RunnerChoice,
+    choose,
+    open_artefact,
+    run_artefact,
+    runner_label,
+)
 
-__all__ = ["corpus_of", "evaluate", "open_subject", "read_text"]
+if TYPE_CHECKING:
+    from kvant.tokenizer.build import Tokenizer
+    from kvant.tokenizer.definition import TokenizerDefinition
+
+__all__ = ["corpus_of", "evaluate", "open_subject", "read_text", "tokenizer_of_all"]
 
 _MAX_TEXT_BYTES = 1 << 30
+
+_SAMPLE = 20_000
+"""Characters at the start of a text by which tokenizers are compared."""
 
 _KEEP_BYTES = 4 << 30
 """Of the reference interpreter: decoded weights of all models together that are kept in memory.
@@ -33,40 +47,74 @@ def evaluate(
     context: int | None = None,
     chunks: int | None = None,
     threads: int | None = None,
-    runner: RunnerKind = "native",
+    runner: RunnerChoice = None,
     progress: Progress | None = None,
 ) -> tuple[EvalResult, ...]:
-    """Measure one or more models on a text, by llama.cpp's protocol.
+    """Measure one or more models on a text, by llama.cpp's protocol; formats may be mixed.
 
     With a base, all models are in memory at once and run side by side; without, one after another.
 
     Args:
-        models: what to measure.
+        models: what to measure: GGUF files; Hugging Face, MLX, ONNX or compressed-tensors folders.
         against: the base; its result comes first, and the others carry their divergence from it.
         text: a UTF-8 file; by default the built-in evaluation text.
         context: tokens a chunk; by default 512, or what the model takes if that is less.
         chunks: use no more than these first chunks.
-        threads: processors to use; by default all. The figures are the same for any number.
-        runner: ``"native"``, the engine, or ``"reference"``, the NumPy interpreter: slow, in
-            float32 throughout, to judge the engine by.
+        threads: processors to use; by default all. The figures of kvant's own runners are the same
+            for any number.
+        runner: what runs them. ``"native"``, the engine; ``"reference"``, the NumPy interpreter:
+            slow, in float32 throughout, to judge the engine by; ``"onnxruntime"``, ``"mlx"`` or
+            ``"llama.cpp"``, which run their own formats; a mapping gives one to some formats. By
+            default the usual one of each format (`kvant.runtimes.choose`). The base is run as
+            chosen only by those that run any model.
         progress: called with tokens done and tokens in all.
 
     Raises:
-        UsageError: the text is too short, or the models have different tokenizers.
+        UsageError: the text is too short, the models have different tokenizers, or the runner
+            does not run one of them.
         InputError: a model or the text cannot be read; a model gives NaN or infinity.
+        MissingExtraError: a runtime is not installed.
         NotEnoughMemoryError: the models do not fit.
     """
     named = [models] if isinstance(models, (str, os.PathLike)) else list(models)
     if not named:
         raise UsageError("There is no model to evaluate; name at least one.")
-    opened = [open_source(m) for m in ([against] if against is not None else []) + named]
-    tokenizer = tokenizer_of(opened[0])
-    shortest = min(opened, key=lambda c: c.config.max_position_embeddings)
-    corpus = corpus_of(read_text(text), tokenizer, shortest, context, chunks)
+    opened = [open_artefact(resolve(m)) for m in named]
+    names = [choose(artefact, runner) for artefact in opened]
+    if against is not None:
+        base = open_artefact(resolve(against))
+        for_base = runner if runner in ("native", "reference") else None
+        opened, names = [base, *opened], [choose(base, for_base), *names]
+    content = read_text(text)
+    definitions = [artefact.tokenizer() for artefact in opened]
+    tokenizer = tokenizer_of_all(opened, definitions, content)
+    corpus = Corpus.from_tokens(
+        tokenizer.encode(content, add_special=False),
+        bos=_bos(tokenizer),
+        context=context,
+        max_context=min((c for a in opened if (c := a.context) is not None), default=None),
+        max_chunks=chunks,
+    )
     workers = threads_or_default(threads)
-    keep = sum(4 * c.parameters for c in opened) <= _KEEP_BYTES
+    sizes = [a.checkpoint.parameters for a in opened if a.checkpoint is not None]
     subjects = [
-        open_subject(c, open_runner(c, runner, threads=workers, keep_decoded=keep)) for c in opened
+        Subject(
+            name=artefact.name,
+            runner=run_artefact(
+                artefact,
+                name,
+                threads=workers,
+                context=corpus.context,
+                keep_decoded=4 * sum(sizes) <= _KEEP_BYTES,
+            ),
+            vocabulary=None if definition is None else definition.tokens,
+            path=str(artefact.path),
+            bytes=artefact.nbytes(),
+            bpw=artefact.bpw(),
+            format=artefact.format,
+            runtime=runner_label(artefact, name),
+        )
+        for artefact, name, definition in zip(opened, names, definitions, strict=True)
     ]
     if against is not None:
         return measure(subjects[0], subjects[1:], corpus, threads=workers, progress=progress)
@@ -75,6 +123,44 @@ def evaluate(
     while subjects:  # each by itself, and given back before the next is loaded
         results += measure(subjects.pop(0), (), corpus, threads=workers, progress=progress)
     return results
+
+
+def tokenizer_of_all(
+    artefacts: Sequence[Artefact], definitions: Sequence[TokenizerDefinition | None], text: str
+) -> Tokenizer:
+    """The first one's tokenizer, after a check that all others read the text's start as it does.
+
+    Raises:
+        InputError: the first has none.
+        UsageError: another reads it otherwise.
+    """
+    from kvant.tokenizer.build import build  # not needed by everyone who measures
+
+    first = definitions[0]
+    if first is None:
+        raise InputError(
+            f"{artefacts[0].path}: has no tokenizer, so no text can be read with it. "
+            "Add its tokenizer.json, or use a file that carries one."
+        )
+    tokenizer = build(first)
+    sample = text[:_SAMPLE]
+    ids = tokenizer.encode(sample)
+    for artefact, definition in zip(artefacts[1:], definitions[1:], strict=True):
+        if definition is None or definition.tokens != first.tokens:
+            continue  # nothing to compare, or said better where vocabularies are
+        found = build(definition).encode(sample)
+        if found != ids:
+            at = next((i for i, (a, b) in enumerate(zip(ids, found, strict=False)) if a != b), None)
+            what = f"token {at + 1} is another" if at is not None else "one ends earlier"
+            raise UsageError(
+                f"{artefact.name} and {artefacts[0].name} have different tokenizers: of the same "
+                f"text, {what}. Compare models with the same tokenizer."
+            )
+    return tokenizer
+
+
+def _bos(tokenizer: Tokenizer) -> int | None:
+    return tokenizer.bos_id if tokenizer.encode("")[:1] == [tokenizer.bos_id] else None
 
 
 def read_text(path: Source | None) -> str:
@@ -107,7 +193,7 @@ def corpus_of(
     """The token chunks of a text for a model."""
     return Corpus.from_tokens(
         tokenizer.encode(text, add_special=False),
-        bos=tokenizer.bos_id if tokenizer.encode("")[:1] == [tokenizer.bos_id] else None,
+        bos=_bos(tokenizer),
         context=context,
         max_context=checkpoint.config.max_position_embeddings,
         max_chunks=chunks,
@@ -124,7 +210,7 @@ def open_subject(checkpoint: Checkpoint, runner: Runner, *, name: str | None = N
         vocabulary=None if definition is None else definition.tokens,
         path=str(checkpoint.path),
         bytes=sum(f.stat().st_size for f in _weight_files(checkpoint)),
-        bpw=8 * sum(t.nbytes for t in stored) / sum(t.elements for t in stored),
+        bpw=8 * sum(t.file_bytes for t in stored) / sum(t.elements for t in stored),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
@@ -12,14 +14,16 @@ import numpy.typing as npt
 
 from kvant._core import KV_BLOCK
 from kvant.api.sampling_defaults import default_sampling
-from kvant.api.source import Source, open_source, threads_or_default, tokenizer_of
+from kvant.api.source import Source, named, open_source, threads_or_default, tokenizer_of
+from kvant.api.speculation import Speculate, speculator
 from kvant.checkpoint import Checkpoint, Pooling
 from kvant.checkpoint.pooling import POOLING_TYPES
 from kvant.engine import Engine, load_engine
+from kvant.engine.batch import Batch, Limits
+from kvant.engine.constrain import Constraint, Grammars
 from kvant.engine.generate import (
     BATCH,
     CHUNK,
-    Prefix,
     Request,
     check_length,
     generate,
@@ -28,11 +32,13 @@ from kvant.engine.generate import (
 from kvant.engine.load import KV_TYPES, KvTypeName
 from kvant.engine.results import Completion, Piece, collect
 from kvant.engine.sampling import Sampling
+from kvant.engine.speculative import Speculator
 from kvant.engine.stopping import StopStrings
 from kvant.errors import UnsupportedError, UsageError
 from kvant.tokenizer.chat import ChatRenderer
 
 if TYPE_CHECKING:
+    from kvant.registry import Local
     from kvant.tokenizer.build import Tokenizer
 
 __all__ = ["Message", "Model", "load"]
@@ -41,6 +47,7 @@ Message: TypeAlias = Mapping[str, Any]
 """A turn of a conversation: ``{"role": "user", "content": "..."}``, and what else its template
 reads."""
 Stop: TypeAlias = str | Sequence[str]
+Bound: TypeAlias = Constraint | Mapping[str, Any] | None
 
 
 def load(
@@ -49,23 +56,32 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     kv_type: KvTypeName = "f16",
+    speculate: Speculate = None,
 ) -> Model:
     """Load a model to run it.
 
     Args:
-        source: ``demo``, a Hugging Face folder, or a GGUF file.
+        source: ``demo``, a Hugging Face folder, a GGUF file, or a model of the store; that one
+            brings its parameters, template, system message and first turns.
         threads: processors to use; all by default.
         context: most tokens of a prompt and its answer together. Memory for as many tokens is set
             aside; texts that are written at once share it, and wait for each other where it does
             not suffice. By default what the model takes, or what half of the free memory holds.
         kv_type: how keys and values are kept: ``f16``, or ``q8_0`` for half the memory.
+        speculate: guess tokens and check several in one step, where that is faster: ``"ngram"``
+            takes what followed the same tokens before in the text; else a smaller model of the same
+            vocabulary. Texts are the same with and without.
 
     Raises:
         InputError: the model cannot be read, or has no tokenizer.
         UsageError: the context is more than the model takes, or an option does not exist.
         NotEnoughMemoryError: it does not fit in memory; says what would.
     """
+    local = named(source)
     checkpoint = open_source(source)
+    if context is None and local is not None and local.settings.context is not None:
+        # As in Ollama: a wish, not a limit that is an error to miss.
+        context = min(local.settings.context, checkpoint.config.max_position_embeddings)
     _check_context(context, checkpoint.config.max_position_embeddings)
     if kv_type not in KV_TYPES:
         raise UsageError(f"kv_type should be one of {', '.join(KV_TYPES)}, got {kv_type!r}.")
@@ -76,7 +92,8 @@ def load(
             checkpoint, threads=threads_or_default(threads), kv_tokens=context, kv_type=kv_type
         )
         tokenizer = building.result()
-    return Model(checkpoint, engine, tokenizer, context=context)
+    guesses = speculator(speculate, engine, tokenizer)
+    return Model(checkpoint, engine, tokenizer, context=context, local=local, speculation=guesses)
 
 
 class Model:
@@ -86,6 +103,7 @@ class Model:
         checkpoint: what was loaded.
         tokenizer: text to ids and back.
         context: most tokens of a prompt and its answer together.
+        local: what the store says of it; None where it is not from there.
         default_sampling: what is used where no sampling is given: the model's own recommendation,
             or temperature 0.8, top-k 40, top-p 0.95, min-p 0.05.
     """
@@ -97,14 +115,21 @@ class Model:
         tokenizer: Tokenizer,
         *,
         context: int | None = None,
+        local: Local | None = None,
+        speculation: Speculator | None = None,
     ) -> None:
+        self.local = local
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
         room = engine.kv.capacity_tokens
         self.context = min(context or engine.context, engine.context, room)
         self.default_sampling = default_sampling(checkpoint)
+        if local is not None:
+            self.default_sampling = replace(self.default_sampling, **local.settings.sampling)
         self._engine: Engine | None = engine
         self._renderer: ChatRenderer | None = None
+        self._speculation = speculation
+        self._grammars = Grammars(tokenizer, engine.vocab_size)
 
     # ---- text --------------------------------------------------------------------------------
 
@@ -115,6 +140,7 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Stop = (),
+        constraint: Bound = None,
     ) -> Iterator[Piece]:
         """Continue ``prompt``; yields the text in pieces, as it is written.
 
@@ -124,12 +150,15 @@ class Model:
             max_tokens: most tokens to write; by default until the model stops or the context is
                 full.
             stop: strings that end the text; they are not part of it.
+            constraint: what the text must match: a `Constraint`, or a JSON schema as a dictionary.
+                Cut off by ``max_tokens`` it is the beginning of such a text.
 
         Raises:
             ContextError: the prompt does not fit in the context.
             UsageError: an argument makes no sense.
+            MissingExtraError: a constraint needs a package that is not installed.
         """
-        request = self._request(self._encode(prompt), sampling, max_tokens, stop)
+        request = self._request(self._encode(prompt), sampling, max_tokens, stop, constraint)
         return (piece for _, piece in self._generate([request]))
 
     @overload
@@ -140,6 +169,7 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Stop = (),
+        constraint: Bound = None,
     ) -> Completion: ...
 
     @overload
@@ -150,6 +180,7 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Stop = (),
+        constraint: Bound = None,
     ) -> list[Completion]: ...
 
     def generate(
@@ -159,6 +190,7 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Stop = (),
+        constraint: Bound = None,
     ) -> Completion | list[Completion]:
         """Continue one prompt, or many at once; as `stream`, but the whole texts.
 
@@ -168,9 +200,23 @@ class Model:
         alone = isinstance(prompts, str)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [self._encode(text) for text in texts]
-        requests = [self._request(i, sampling, max_tokens, stop) for i in ids]
+        requests = [self._request(i, sampling, max_tokens, stop, constraint) for i in ids]
         found = self._complete(requests)
         return found[0] if alone else found
+
+    def batch(self, limits: Limits | None = None) -> Batch:
+        """A batch that requests may join and leave at any time; for servers.
+
+        It shares the cache with everything else this model does. One thread at a time.
+        """
+        return Batch(
+            self._running(),
+            self.tokenizer,
+            context=self.context,
+            limits=limits,
+            speculation=self._speculation,
+            grammars=self._grammars,
+        )
 
     # ---- chat --------------------------------------------------------------------------------
 
@@ -181,6 +227,7 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Stop = (),
+        constraint: Bound = None,
         **context: Any,
     ) -> Completion:
         """The model's answer to a conversation, by its chat template.
@@ -190,6 +237,7 @@ class Model:
             sampling: as in `stream`.
             max_tokens: as in `stream`.
             stop: as in `stream`.
+            constraint: as in `stream`.
             context: further values the template reads (``tools``, ``enable_thinking``, ...).
 
         Raises:
@@ -197,7 +245,8 @@ class Model:
             UsageError: the template does not take this conversation.
             ContextError: the conversation does not fit in the context.
         """
-        request = self._request(self._render(messages, context), sampling, max_tokens, stop)
+        ids = self._render(messages, context)
+        request = self._request(ids, sampling, max_tokens, stop, constraint)
         return self._complete([request])[0]
 
     def chat_stream(
@@ -207,12 +256,12 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Stop = (),
-        prefix: Prefix | None = None,
+        constraint: Bound = None,
         **context: Any,
     ) -> Iterator[Piece]:
-        """As `chat`, in pieces. ``prefix`` keeps what was read for the conversation's next turn."""
+        """As `chat`, in pieces. What was read of a conversation is kept for its next turn."""
         ids = self._render(messages, context)
-        request = self._request(ids, sampling, max_tokens, stop, prefix)
+        request = self._request(ids, sampling, max_tokens, stop, constraint)
         return (piece for _, piece in self._generate([request]))
 
     def require_chat_template(self) -> str:
@@ -222,6 +271,8 @@ class Model:
             UnsupportedError: there is none.
         """
         template = self.tokenizer.definition.chat_template
+        if self.local is not None and self.local.template is not None:
+            template = self.local.template
         if template is None:
             raise UnsupportedError(
                 f"{self.checkpoint.path}: the model has no chat template, so how a conversation "
@@ -248,12 +299,17 @@ class Model:
             ContextError: a text has more tokens than the context.
             UsageError: a text is empty, or the pooling unknown.
         """
+        if isinstance(texts, str):
+            raise UsageError("embed takes a list of texts, got one text. Write embed([text]).")
+        return self.embed_tokens([self._encode(text) for text in texts], pooling=pooling)
+
+    def embed_tokens(
+        self, ids: Sequence[list[int]], *, pooling: Pooling | None = None
+    ) -> npt.NDArray[np.float32]:
+        """As `embed`, of texts that are token ids already."""
         pooling = pooling or self.checkpoint.pooling or "mean"
         if pooling not in POOLING_TYPES:
             raise UsageError(f"pooling should be 'mean', 'cls' or 'last', got {pooling!r}.")
-        if isinstance(texts, str):
-            raise UsageError("embed takes a list of texts, got one text. Write embed([text]).")
-        ids = [self._encode(text) for text in texts]
         for tokens in ids:
             check_length(tokens, self.context + 1)
         pooled = [row for group in self._groups(ids) for row in self._pool(group, pooling)]
@@ -343,7 +399,7 @@ class Model:
         """Give the memory back. The model is not used again."""
         if self._renderer is not None:
             self._renderer.close()
-        self._engine = self._renderer = None
+        self._engine = self._renderer = self._speculation = None
 
     def __enter__(self) -> Self:
         return self
@@ -380,6 +436,8 @@ class Model:
             if (i := definition.token_id(name)) is not None
         }
         values = {"add_generation_prompt": True, **names, **context}
+        if self.local is not None:
+            messages = self.local.conversation(messages)
         text = self._renderer.render(messages, **values)
         # The template writes all special tokens itself, as in transformers.
         return self.tokenizer.encode(text, add_special=False, parse_special=True)
@@ -390,17 +448,33 @@ class Model:
         sampling: Sampling | None,
         max_tokens: int | None,
         stop: Stop,
-        prefix: Prefix | None = None,
+        constraint: Bound,
     ) -> Request:
         if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
             raise UsageError(f"max_tokens should be a whole number from 1, got {max_tokens!r}.")
         check_length(prompt, self.context)
-        StopStrings(stop)  # said now, not when the first piece is asked for
         strings = (stop,) if isinstance(stop, str) else tuple(stop)
-        return Request(prompt, sampling or self.default_sampling, max_tokens, strings, prefix)
+        if self.local is not None:
+            settings = self.local.settings
+            strings = strings or settings.stop
+            max_tokens = max_tokens or settings.max_tokens
+        StopStrings(strings)  # said now, not when the first piece is asked for
+        if isinstance(constraint, Mapping):
+            constraint = Constraint("json_schema", json.dumps(constraint))
+        if constraint is not None:
+            self._grammars.matcher(constraint)
+        chosen = sampling or self.default_sampling
+        return Request(prompt, chosen, max_tokens, strings, constraint=constraint)
 
     def _generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Piece]]:
-        return generate(self._running(), self.tokenizer, requests, context=self.context)
+        return generate(
+            self._running(),
+            self.tokenizer,
+            requests,
+            context=self.context,
+            speculation=self._speculation,
+            grammars=self._grammars,
+        )
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
         pieces: list[list[Piece]] = [[] for _ in requests]

@@ -392,13 +392,12 @@ def _timed(
             variant.path, prompts=(prompt,), generate=generate, batches=(1,), threads=threads
         )
         rates = {r.test: r.rate for r in found.results}
-        memory = found.weights_bytes + found.kv_bytes + found.scratch_bytes
         timed.append(
             replace(
                 variant,
                 prompt_rate=rates["prompt"],
                 generation_rate=rates["generate"],
-                memory_bytes=memory,
+                memory_bytes=found.memory_bytes,
             )
         )
     return timed

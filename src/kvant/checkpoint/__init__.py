@@ -3,6 +3,7 @@
 ::
 
     checkpoint.py    Checkpoint; matching stored tensors with the weights the graph declares
+    kind.py          what lies at a path         open_onnx.py   ONNX folders of kvant's
     open_folder.py   Hugging Face folders        open_gguf.py   GGUF files
     names.py         role -> Hugging Face name   weights.py     rows of a weight, in either order
     locate.py        where a folder has them     transforms.py  numbers that are stored differently
@@ -20,13 +21,16 @@ from pathlib import Path
 from kvant.checkpoint.checkpoint import Checkpoint, StorageCount, count_storage
 from kvant.checkpoint.fingerprint import fingerprint
 from kvant.checkpoint.info import ModelInfo, Origin
+from kvant.checkpoint.kind import FORMAT_NAMES, ModelFormat, model_format
 from kvant.checkpoint.open_folder import open_folder
 from kvant.checkpoint.open_gguf import open_gguf
 from kvant.checkpoint.pooling import Pooling
 from kvant.checkpoint.weights import Rotary, Weight, check_finite, rotary_row_order
 
 __all__ = [
+    "FORMAT_NAMES",
     "Checkpoint",
+    "ModelFormat",
     "ModelInfo",
     "Origin",
     "Pooling",
@@ -36,13 +40,15 @@ __all__ = [
     "check_finite",
     "count_storage",
     "fingerprint",
+    "model_format",
     "open_checkpoint",
     "rotary_row_order",
 ]
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Open a Hugging Face folder or a GGUF file (any shard of a split one).
+    """Open a folder (Hugging Face, MLX, compressed-tensors, an ONNX one that kvant wrote) or a
+    GGUF file (any shard of a split one).
 
     Reads configs and headers only, and checks that every weight the architecture needs is there
     with the right shape and a type that can be decoded.
@@ -54,6 +60,10 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             a pickle checkpoint, which is never loaded.
     """
     path = Path(source)
+    if model_format(path) == "onnx":
+        from kvant.checkpoint.open_onnx import open_onnx  # the package onnx takes a second
+
+        return open_onnx(path)
     if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where nothing can be there
         return open_folder(path)
     return open_gguf(path)

@@ -23,7 +23,7 @@ from kvant.packing import known
 if TYPE_CHECKING:
     from kvant.tokenizer.definition import TokenizerDefinition
 
-__all__ = ["Checkpoint", "StorageCount", "count_storage", "match_weights"]
+__all__ = ["Checkpoint", "StorageCount", "check_layers", "count_storage", "match_weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Checkpoint:
     """
 
     path: Path
-    format: Literal["hf", "gguf"]
+    format: Literal["hf", "gguf", "onnx"]
     architecture: Architecture
     config: ModelConfig
     graph: Graph
@@ -109,6 +109,19 @@ def count_storage(tensors: Iterable[StoredTensor]) -> dict[str, StorageCount]:
 
 def _parts(tensor: StoredTensor) -> int:
     return len(tensor.parts) if isinstance(tensor, StackedTensor) else 1
+
+
+def check_layers(layers: int, tensors: int, where: str) -> None:
+    """Refuse a model with more layers than tensors, before a graph of thousands is traced for it.
+
+    Raises:
+        FileFormatError: even one tensor a layer would not be there.
+    """
+    if layers > tensors:
+        raise FileFormatError(
+            f"{where}: expected weights for the {layers:,} layers the model says it has, got "
+            f"{tensors:,} tensors. Files are missing, or the number of layers is wrong."
+        )
 
 
 def match_weights(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kvant.arch import find_hf
-from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
+from kvant.checkpoint.checkpoint import Checkpoint, check_layers, check_unused, match_weights
 from kvant.checkpoint.info import info_from_folder
 from kvant.checkpoint.locate import locate
 from kvant.checkpoint.names import HF_NAMES, is_aside, is_buffer, is_computed
@@ -41,6 +41,7 @@ def open_folder(folder: Path) -> Checkpoint:
     content = read_folder(folder)
     floats = dequantised(values, content, where)
     config, ignored = arch.from_hf(floats.values, where)
+    check_layers(config.num_hidden_layers, len(floats.tensors), where)
     graph = arch.trace(config)
     tensors, other = floats.tensors, {name: t.dtype for name, t in floats.other.items()}
     found = locate(graph, tensors, other, arch.name, str(folder))

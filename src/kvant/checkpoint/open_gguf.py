@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvant.arch import find_gguf
-from kvant.checkpoint.checkpoint import Checkpoint, check_unused, match_weights
+from kvant.checkpoint.checkpoint import Checkpoint, check_layers, check_unused, match_weights
 from kvant.checkpoint.info import info_from_gguf
 from kvant.checkpoint.pooling import gguf_pooling
 from kvant.errors import UnsupportedError
@@ -28,6 +28,7 @@ def open_gguf(path: Path) -> Checkpoint:
             "Name the model's file."
         )
     config, ignored = arch.from_gguf(file)
+    check_layers(config.num_hidden_layers, len(file.tensors), str(path))
     graph = arch.trace(config)
     names = {name: name for name in graph.weights}
     weights = match_weights(graph, file.tensors, {}, names, arch.gguf_rows, str(path))

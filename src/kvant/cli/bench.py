@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from kvant.cli import show
 from kvant.cli.options import Commands, positive
+from kvant.cli.runners import add_runner, runner_choice
+from kvant.errors import UsageError
 
 if TYPE_CHECKING:
     from kvant.api.benchmark import BenchReport
@@ -26,7 +28,7 @@ def add(commands: Commands) -> None:
         description="Measure how fast a model reads prompts and generates, how much memory it "
         "needs, and what this machine could do at most, measured in turn.",
     )
-    parser.add_argument("model", metavar="MODEL", help="demo, a Hugging Face folder, a GGUF file")
+    parser.add_argument("model", metavar="MODEL", help="demo, a folder, a GGUF file")
     parser.add_argument(
         "--prompt",
         type=_list_of(_from_zero),
@@ -54,6 +56,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--kv", choices=("f16", "q8_0"), default="f16", help="type of keys and values"
     )
+    add_runner(parser)
     parser.add_argument(
         "--repeat", type=positive, default=3, metavar="N", help="runs of each test (default: 3)"
     )
@@ -89,6 +92,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.record:
         from kvant.api.evidence import check_recordable
 
+        if arguments.runner:
+            raise UsageError("--record is for kvant's own engine; give it without --runner.")
         check_recordable([arguments.model])
     with show.token_progress("bench") as progress:
         report = benchmark(
@@ -100,6 +105,7 @@ def _run(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             kv_type=arguments.kv,
             repeat=arguments.repeat,
+            runner=runner_choice(arguments.runner),
             progress=progress,
         )
     if arguments.record:
@@ -114,9 +120,14 @@ def _run(arguments: argparse.Namespace) -> int:
 def _print(report: BenchReport) -> None:
     from kvant.units import size_text
 
+    used = (
+        f"{report.runtime}: {report.how}"
+        if report.how
+        else f"{report.isa}, keys and values in {report.kv_type}"
+    )
     show.line(
-        f"{report.name}: {size_text(report.bytes)} of weights, {report.threads} threads, "
-        f"{report.isa}, keys and values in {report.kv_type}; ready in {report.load_seconds:.2f} s"
+        f"{report.name}: {size_text(report.bytes)} of weights, {report.threads} threads, {used}; "
+        f"ready in {report.load_seconds:.2f} s"
     )
     print()
     energy = any(r.joules_per_token is not None for r in report.results)
@@ -127,11 +138,15 @@ def _print(report: BenchReport) -> None:
     limits = report.limits
     peaks = ", ".join(f"{kind} {peak / 1e12:.2f} TOPS" for kind, peak in limits.peaks.items())
     show.line(f"machine  {limits.bandwidth / 1e9:.1f} GB/s read, {peaks}")
-    peak = "" if report.peak_rss_bytes is None else f"; peak {size_text(report.peak_rss_bytes)}"
-    show.line(
-        f"memory   weights {size_text(report.weights_bytes)}, keys and values "
-        f"{size_text(report.kv_bytes)}, scratch {size_text(report.scratch_bytes)}{peak}"
+    held = (
+        ""
+        if report.weights_bytes is None
+        else f"weights {size_text(report.weights_bytes)}, keys and values "
+        f"{size_text(report.kv_bytes)}, scratch {size_text(report.scratch_bytes)}; "
     )
+    if report.peak_rss_bytes is not None:
+        held += f"peak {size_text(report.peak_rss_bytes)}"
+    show.line(f"memory   {held.removesuffix('; ')}")
 
 
 def _row(result: SpeedResult, energy: bool) -> Sequence[str]:

@@ -16,6 +16,9 @@ def add(commands: Commands) -> None:
         "doctor", help="describe this machine: processor, memory, GPUs, runtimes, warnings"
     )
     parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="say which engine serves it here, and why"
+    )
+    parser.add_argument(
         "--measure", action="store_true", help="measure how fast memory is read (half a second)"
     )
     parser.add_argument("--json", action="store_true", help="print as JSON")
@@ -27,8 +30,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from kvant.units import size_text
 
     found = doctor(measure=arguments.measure)
+    choice = None
+    if arguments.model is not None:
+        from kvant.api.advice import engine_for
+
+        choice = engine_for(arguments.model, found.machine)
     if arguments.json:
-        show.print_json(found.to_json())
+        more = {} if choice is None else {"serves": choice.to_json()}
+        show.print_json({**found.to_json(), **more})
         return 0
     m = found.machine
     engine, why = m.engine()
@@ -46,6 +55,9 @@ def _run(arguments: argparse.Namespace) -> int:
         ("runtimes", ", ".join(f"{k} {v}" for k, v in m.runtimes.items()) or "kvant's own only"),
         ("engine", f"{engine}: {why}"),
     ]
+    if choice is not None:
+        rows[-1] = ("engine", f"{choice.engine}: {choice.why}")
+        rows += [("", f"not {name}: it {why}") for name, why in choice.others.items()]
     if found.bandwidth is not None:
         rows.append(("bandwidth", f"{found.bandwidth / 1e9:.1f} GB/s read, measured"))
     for name, value in rows:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvant.cli import show
 from kvant.cli.options import Commands, positive
+from kvant.cli.runners import add_runner, runner_choice
 from kvant.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,10 +48,11 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="processors to use (default: all)"
     )
+    add_runner(parser)
     parser.add_argument(
         "--reference",
         action="store_true",
-        help="run on the NumPy reference interpreter instead of the engine: slow, the judge",
+        help="the same as --runner reference: the NumPy interpreter: slow, the judge",
     )
     parser.add_argument(
         "--record",
@@ -77,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
             context=arguments.context,
             chunks=arguments.chunks,
             threads=arguments.threads,
-            runner="reference" if arguments.reference else "native",
+            runner="reference" if arguments.reference else runner_choice(arguments.runner),
             progress=progress,
         )
     if arguments.record:
@@ -96,7 +98,7 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         from kvant.evaluation.report import evaluation_table
 
-        show.print_table(evaluation_table(results))
+        show.print_table(evaluation_table(results, runners=True))
     for gate in found:
         show.note(str(gate))
     return 0 if all(gate.held for gate in found) else MISSED

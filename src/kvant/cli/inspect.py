@@ -45,7 +45,10 @@ def _print(found: Inspection) -> None:
     about = [
         ("model", info.name),
         ("path", str(found.path)),
-        ("format", {"hf": "Hugging Face folder", "gguf": "GGUF"}[found.format]),
+        (
+            "format",
+            {"hf": "Hugging Face folder", "gguf": "GGUF", "onnx": "ONNX folder"}[found.format],
+        ),
         ("architecture", found.architecture),
         ("parameters", f"{found.parameters:,}"),
         ("licence", info.license or "not stated"),

@@ -19,15 +19,23 @@ from kvant.cli import (
     bench,
     calibrate,
     convert,
+    create,
     demo,
     devices,
     doctor,
     evaluate,
     formats,
     inspect,
+    keys,
+    models,
+    optimize,
+    ps,
+    pull,
+    push,
     quantize,
     recommend,
     run,
+    serve,
     tune,
     verify,
 )
@@ -38,8 +46,10 @@ __all__ = ["main"]
 
 _COMMANDS = (
     *(demo, run, formats, inspect, convert),
-    *(calibrate, quantize, tune, evaluate, bench, verify),
+    *(calibrate, quantize, optimize, tune, evaluate, bench, verify),
+    *(pull, models, create, push),
     *(recommend, devices, doctor),
+    *(serve, ps, keys),
 )
 
 _EXAMPLES = """\

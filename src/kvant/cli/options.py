@@ -79,6 +79,13 @@ def add_target(parser: argparse.ArgumentParser, *names: str) -> None:
         metavar="NAME=VALUE",
         help="with --to: a setting that only this target has; may be given several times",
     )
+    parser.add_argument(
+        "--standard-ops",
+        dest="set",
+        action="append_const",
+        const="standard-ops",
+        help="with --to onnx: only operators of the ONNX standard, none of ONNX Runtime's own",
+    )
 
 
 def target_settings(texts: Sequence[str]) -> dict[str, object]:

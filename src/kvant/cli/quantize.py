@@ -1,4 +1,4 @@
-"""``kvant quantize``: a checkpoint becomes a quantised GGUF file, or a folder."""
+"""``kvant quantize``: a model becomes a quantised one, in the format its runtime loads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 from kvant.cli.artefact import print_artefact
 from kvant.cli.budget import add_budgets, check_budgets, run_budget
+from kvant.cli.onnx_model import add_onnx_options, is_onnx_model, run_onnx
 from kvant.cli.options import (
     Commands,
     add_output,
@@ -31,13 +32,16 @@ def add(commands: Commands) -> None:
         "the one that loses least within a budget, found by measuring. With --to, a folder for "
         "another runtime at one of its levels.",
     )
-    parser.add_argument("source", metavar="SRC", help="demo, a Hugging Face folder, a GGUF file")
+    parser.add_argument(
+        "source", metavar="SRC", help="demo, a Hugging Face folder, a GGUF file, any ONNX model"
+    )
     parser.add_argument(
         "recipe",
         nargs="?",
         metavar="RECIPE",
         help="such as Q4_K_M (`kvant formats` lists all), or a recipe's file, which ends in .json; "
-        "with --to one of that target's levels",
+        "with --to one of that target's levels; for ONNX models int8-static, int8-dynamic, "
+        "int8-weights, int4, int2 or float16",
     )
     add_target(parser, "mlx", "onnx", "vllm")
     parser.add_argument(
@@ -88,10 +92,13 @@ def add(commands: Commands) -> None:
         help="measure what it cost, against SRC, before the file appears; with --no-evidence "
         "nothing is written beside the file (default: how it was made and its sizes)",
     )
+    add_onnx_options(parser)
     parser.set_defaults(run=_run, late="recipe", refuse=parser.error)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if is_onnx_model(arguments):
+        return run_onnx(arguments)
     budget = check_budgets(arguments)
     if arguments.to != "gguf":
         _refuse_of_gguf(arguments, budget=budget)

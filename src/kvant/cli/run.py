@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvant.cli import chat, show
 from kvant.cli.meter import Meter
 from kvant.cli.options import Commands, positive
-from kvant.errors import UsageError
+from kvant.errors import InputError, KvantError, UsageError
 
 if TYPE_CHECKING:
     from kvant.api.model import Model
+    from kvant.engine.constrain import Constraint
     from kvant.engine.sampling import Sampling
 
 __all__ = ["add"]
@@ -21,6 +26,7 @@ __all__ = ["add"]
 _DESCRIPTION = """\
 With PROMPT, or text on standard input, the model continues that text as it stands; with --chat it
 answers it as a turn of a conversation, by the model's chat template. With neither, a chat begins.
+MODEL may be the name of a model of the store; it is pulled where it is not there.
 
 How tokens are chosen follows the model's own recommendation (generation_config.json, or
 general.sampling.* in a GGUF file), and where there is none: temperature 0.8, top-k 40, top-p 0.95,
@@ -47,7 +53,9 @@ def add(commands: Commands) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="demo, a Hugging Face folder, a GGUF file")
+    parser.add_argument(
+        "model", metavar="MODEL", help="demo, a Hugging Face folder, a GGUF file, or a name"
+    )
     parser.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="text to continue; - reads standard input"
     )
@@ -71,6 +79,16 @@ def add(commands: Commands) -> None:
     sampling.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
     )
+    bound = parser.add_argument_group("what the text must match").add_mutually_exclusive_group()
+    bound.add_argument("--json-schema", metavar="FILE", help="JSON that fits this schema")
+    bound.add_argument("--regex", metavar="RE", help="this regular expression, as a whole")
+    bound.add_argument("--grammar", metavar="FILE", help="this grammar, in Lark's form")
+    parser.add_argument(
+        "--speculate",
+        metavar="ngram|MODEL",
+        help="guess tokens where that is faster, from the text itself or by a smaller model of the "
+        "same vocabulary; the text stays the same",
+    )
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="processors to use (default: all)"
     )
@@ -83,6 +101,9 @@ def add(commands: Commands) -> None:
         default="f16",
         help="how keys and values are kept (default: f16)",
     )
+    parser.add_argument(
+        "--offline", action="store_true", help="do not pull a model that is not here"
+    )
     parser.add_argument("--verbose", action="store_true", help="say what it took, on stderr")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON, when done")
     parser.set_defaults(run=_run, late="prompt")
@@ -91,32 +112,92 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments)
     _check(arguments, prompt)
+    name = _present(arguments.model, offline=arguments.offline)
+    if prompt is None:
+        return _chat(name, arguments)
+    with _loaded(name, arguments) as model:
+        return _answer(model, prompt, _options(model, arguments), arguments)
+
+
+def _chat(name: str, arguments: argparse.Namespace) -> int:
+    """Talk, with one model after the other."""
+    before: str | None = None
+    while True:
+        try:
+            with _loaded(name, arguments) as model:
+                before = name
+                following = chat.talk(
+                    name,
+                    model,
+                    _options(model, arguments),
+                    system=arguments.system,
+                    template=not arguments.no_template,
+                    verbose=arguments.verbose,
+                )
+            if following is None:
+                return 0
+            name = _present(following, offline=arguments.offline)
+        except KvantError as error:
+            if before is None or before == name:
+                raise
+            print(f"kvant: {error}", file=sys.stderr)
+            name = before  # back to the one that could be loaded
+
+
+@contextmanager
+def _loaded(name: str, arguments: argparse.Namespace) -> Iterator[Model]:
     from kvant.api.model import load
 
     start = time.perf_counter()
     with load(
-        arguments.model,
+        name,
         threads=arguments.threads,
         context=arguments.context,
         kv_type=arguments.kv,
+        speculate=arguments.speculate,
     ) as model:
         loaded = time.perf_counter() - start
         if arguments.verbose:
             show.note(f"loaded {model.checkpoint.path} in {loaded:.2f} s, {model.describe()}")
-        options = {
-            "sampling": _sampling(arguments, model.default_sampling),
-            "max_tokens": arguments.max_tokens,
-            "stop": arguments.stop,
-        }
-        if prompt is None:
-            return chat.talk(
-                model,
-                options,
-                system=arguments.system,
-                template=not arguments.no_template,
-                verbose=arguments.verbose,
-            )
-        return _answer(model, prompt, options, arguments)
+        yield model
+
+
+def _options(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "sampling": _sampling(arguments, model.default_sampling),
+        "max_tokens": arguments.max_tokens,
+        "stop": arguments.stop,
+        "constraint": _constraint(arguments),
+    }
+
+
+def _present(model: str, *, offline: bool) -> str:
+    """The model's path, or its name in the store, into which it is pulled where it is not here."""
+    from kvant.api.source import named
+    from kvant.builtin import DEMO
+    from kvant.registry import BadNameError, RegistryError, parse_reference
+
+    if model == DEMO or os.path.lexists(model) or named(model) is not None:
+        return model
+    try:
+        if parse_reference(model).kind == "path":
+            return model  # which is not there: the error is the same as always
+    except BadNameError:
+        if "://" in model:
+            raise
+        return model
+    if offline:
+        raise UsageError(
+            f"{model}: there is no such path and no such model in the store, and with --offline "
+            f"nothing is pulled. Use `kvant pull {model}` with a network."
+        )
+    from kvant.cli.pull import pull_with_bar
+
+    try:
+        return pull_with_bar(model)
+    except RegistryError as error:
+        show.note(f"{model} is no path and not in the store, so it was to be pulled.")
+        raise error
 
 
 def _prompt(arguments: argparse.Namespace) -> str | None:
@@ -149,6 +230,25 @@ def _check(arguments: argparse.Namespace, prompt: str | None) -> None:
         raise UsageError("--system is part of a chat template; add --chat to answer by it.")
     if arguments.json and prompt is None:
         raise UsageError("--json prints one answer; give a PROMPT.")
+
+
+def _constraint(arguments: argparse.Namespace) -> Constraint | None:
+    """What the text must match, if anything."""
+    from kvant.engine.constrain import Constraint
+
+    if arguments.json_schema is not None:
+        return Constraint("json_schema", _text(arguments.json_schema))
+    if arguments.grammar is not None:
+        return Constraint("grammar", _text(arguments.grammar))
+    return None if arguments.regex is None else Constraint("regex", arguments.regex)
+
+
+def _text(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InputError(f"{name}: cannot be read as text: {why}. Name a text file.") from None
 
 
 def _sampling(arguments: argparse.Namespace, default: Sampling) -> Sampling:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from kvant.evaluation.table import Table
+    from kvant.registry import Step
 
 __all__ = [
     "line",
@@ -19,6 +20,7 @@ __all__ = [
     "step_progress",
     "table",
     "token_progress",
+    "transfer_progress",
     "weight_progress",
 ]
 
@@ -92,6 +94,34 @@ def step_progress(label: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar over whatever is being counted, under a text that says what it is."""
     with _bar(label, "") as update:
         yield lambda what, done, total: update(done, total, what)
+
+
+@contextmanager
+def transfer_progress() -> Iterator[Callable[[Step], None]]:
+    """A bar over the bytes of whatever is pulled, pushed or made, while stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    from tqdm import tqdm
+
+    from kvant.files.source import printable
+
+    bar = tqdm(unit="B", unit_scale=True, leave=False, dynamic_ncols=True)
+    at = ""
+
+    def update(step: Step) -> None:
+        nonlocal at
+        if step.status + step.digest != at or step.done < bar.n:
+            at = step.status + step.digest
+            bar.reset(total=step.total or None)
+            bar.set_description_str(printable(step.status, 40), refresh=False)
+            bar.set_postfix_str(printable(step.name, 40), refresh=False)
+        bar.update(step.done - bar.n)
+
+    try:
+        yield update
+    finally:
+        bar.close()
 
 
 @contextmanager

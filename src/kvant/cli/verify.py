@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "verify", help="check structure and checksums, and weights against their source"
     )
-    parser.add_argument("file", metavar="FILE", help="a GGUF file")
+    parser.add_argument("file", metavar="FILE", help="a GGUF file; with --runtime, a folder too")
     parser.add_argument(
         "--against", metavar="SRC", help="the source: reconstruction error of every tensor"
     )
@@ -31,7 +31,17 @@ def add(commands: Commands) -> None:
         help="compute again what the file and NAME.evidence.json beside it state",
     )
     parser.add_argument(
-        "--text", metavar="FILE", help="with --evidence: the text it was measured on"
+        "--text",
+        metavar="FILE",
+        help="with --evidence: the text it was measured on; with --runtime: the text to read",
+    )
+    parser.add_argument(
+        "--runtime",
+        nargs="?",
+        const="own",
+        metavar="RUNNER",
+        help="run the model by its format's own runtime (or the one named) and compare the logits "
+        "with those of the weights as kvant decodes them",
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="processors to use")
     parser.add_argument("--json", action="store_true", help="print as JSON")
@@ -41,8 +51,10 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from kvant.api.verification import verify
 
-    if arguments.text is not None and not arguments.evidence:
-        raise UsageError("--text is the text of --evidence; give both.")
+    if arguments.runtime is not None:
+        return _runtime(arguments)
+    if arguments.text is not None and not (arguments.evidence or arguments.runtime):
+        raise UsageError("--text is the text of --evidence or --runtime; give both.")
     with show.weight_progress("verify") as progress:
         against = None if arguments.evidence else arguments.against
         found = verify(arguments.file, against, threads=arguments.threads, progress=progress)
@@ -64,6 +76,37 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.evidence and found.ok:
         _print_checks(checks)
     return 0 if ok else 1
+
+
+def _runtime(arguments: argparse.Namespace) -> int:
+    from kvant.api.runtime_check import check_runtime
+
+    if arguments.against is not None or arguments.evidence:
+        raise UsageError("--runtime compares a model with itself; give it alone.")
+    with show.token_progress("running") as progress:
+        found = check_runtime(
+            arguments.file,
+            runner=None if arguments.runtime == "own" else arguments.runtime,
+            text=arguments.text,
+            threads=arguments.threads,
+            progress=progress,
+        )
+    if arguments.json:
+        show.print_json(found.to_json())
+        return 0 if found.ok else 1
+    word, value = ("divergence", found.kld) if found.quantised else ("logits", found.relative)
+    show.line(
+        f"{found.path}: {found.runtime} against the weights as kvant decodes them, "
+        f"{found.tokens} tokens"
+    )
+    show.line(
+        f"logits differ by {found.relative:.2e} of their size (worst row "
+        f"{found.relative_worst:.2e}), KL divergence {found.kld:.2e} (worst {found.kld_max:.2e}), "
+        f"same top token {found.same_top:.2%}"
+    )
+    verdict = "agrees" if found.ok else "error: does not agree"
+    print(f"{verdict}: {word} {value:.2e}, expected at most {found.bound:.0e}")
+    return 0 if found.ok else 1
 
 
 def _evidence(arguments: argparse.Namespace) -> tuple[Check, ...]:

@@ -10,7 +10,9 @@
     sampling.py    from a row of logits to the next token
     stopping.py    strings and tokens that end a text
     detokenize.py  tokens to text as they come, never half a character
-    generate.py    prompts to texts, many at once
+    batch.py       requests that come and go, in one batch over the scheduler
+    answer.py      one request's answer as it is written
+    generate.py    prompts to texts, many at once, for a caller who waits
     results.py     what a generation gives: pieces, whole texts, usage
 
 docs/engine.md explains it, and what to write for a new packing.

@@ -3,30 +3,34 @@
 The cache is one piece of memory cut into blocks of 32 tokens (vLLM's paged attention, Kwon et al.,
 arXiv 2309.06180). A sequence has a table of the blocks it uses, in order; blocks are taken when
 tokens come and given back when they go, so a sequence wastes at most the rest of its last block.
+Counting, and finding contents again, is the scheduler's pool, which knows no engine.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 import numpy as np
 import numpy.typing as npt
 
 from kvant._core import KV_BLOCK
 from kvant.errors import CacheFullError
+from kvant.scheduler import BlockPool
 
 __all__ = ["KvBlocks", "KvSequence"]
 
 
-class KvBlocks:
-    """The pool of blocks. One thread at a time takes; any thread may give back."""
+class KvBlocks(BlockPool):
+    """The engine's blocks: those of sequences, of a batch's requests, and of texts once read.
+
+    One thread at a time takes; any thread may give back.
+    """
 
     def __init__(self, count: int) -> None:
-        self.count = count
-        self._free = list(range(count - 1, -1, -1))
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens in a block."""
-        return KV_BLOCK
+        super().__init__(count, KV_BLOCK)
+        # What sequences gave back. A sequence may be dropped in another thread, or by the garbage
+        # collector in the midst of any line here; adding to a deque is all it does then.
+        self._returned: deque[int] = deque()
 
     @property
     def capacity_tokens(self) -> int:
@@ -34,14 +38,21 @@ class KvBlocks:
         return self.count * KV_BLOCK
 
     @property
+    def free(self) -> int:
+        """Blocks that can be taken."""
+        while self._returned:
+            self.release([self._returned.popleft()])
+        return super().free
+
+    @property
     def free_blocks(self) -> int:
-        """Blocks no sequence holds."""
-        return len(self._free)
+        """Blocks no sequence and no request holds; some of them may hold texts for the next one."""
+        return self.free
 
     @property
     def free_tokens(self) -> int:
         """Tokens that fit into the free blocks."""
-        return len(self._free) * KV_BLOCK
+        return self.free * KV_BLOCK
 
     def take(self, count: int) -> list[int]:
         """Take free blocks.
@@ -49,19 +60,17 @@ class KvBlocks:
         Raises:
             CacheFullError: there are fewer; none was taken.
         """
-        if count > len(self._free):
+        if count > self.free:
             raise CacheFullError(
                 f"The cache has {self.free_tokens:,} of {self.capacity_tokens:,} tokens free, "
                 f"{count * KV_BLOCK:,} more are needed. Free a sequence, use shorter texts, or "
                 "load the model with a larger cache."
             )
-        # One at a time: a sequence that is dropped meanwhile, by the garbage collector or in
-        # another thread, gives its blocks back to the same list.
-        return [self._free.pop() for _ in range(count)]
+        return super().take(count)
 
     def give_back(self, blocks: list[int]) -> None:
-        """Return blocks that `take` gave."""
-        self._free.extend(reversed(blocks))
+        """Return blocks that `take` gave; at any time, in any thread."""
+        self._returned.extend(blocks)
 
 
 class KvSequence:

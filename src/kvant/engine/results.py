@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Self, TypeAlias
 
 from kvant.engine.sampling import TokenLogprob
@@ -24,13 +24,15 @@ class Piece(str):
         tokens: ids since the piece before.
         logprobs: one a token, where they were asked for; otherwise empty.
         finish_reason: set in the last piece, whose text may be empty.
+        usage: of the request so far.
     """
 
-    __slots__ = ("finish_reason", "logprobs", "tokens")
+    __slots__ = ("finish_reason", "logprobs", "tokens", "usage")
 
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason | None
+    usage: Usage | None
 
     def __new__(
         cls,
@@ -38,19 +40,30 @@ class Piece(str):
         tokens: tuple[int, ...] = (),
         logprobs: tuple[TokenLogprob, ...] = (),
         finish_reason: FinishReason | None = None,
+        usage: Usage | None = None,
     ) -> Self:
         """A string with the rest attached."""
         piece = super().__new__(cls, text)
         piece.tokens, piece.logprobs, piece.finish_reason = tokens, logprobs, finish_reason
+        piece.usage = usage
         return piece
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens read and written."""
+    """Tokens read and written, and seconds it took.
+
+    ``cached_tokens`` of the prompt were found in the cache and not read. How long it waited, how
+    long its prompt took, and its text from the first token on: these say nothing about the answer,
+    so two answers are equal without them.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
+    queue_seconds: float = field(default=0.0, compare=False)
+    prompt_seconds: float = field(default=0.0, compare=False)
+    generation_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +111,6 @@ def collect(pieces: Iterable[Piece], prompt_tokens: int, with_logprobs: bool) ->
         text="".join(kept),
         tokens=tokens,
         finish_reason=reason,
-        usage=Usage(prompt_tokens, len(tokens)),
+        usage=kept[-1].usage or Usage(prompt_tokens, len(tokens)),
         logprobs=tuple(p for piece in kept for p in piece.logprobs) if with_logprobs else None,
     )

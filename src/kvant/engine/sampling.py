@@ -29,7 +29,7 @@ import numpy.typing as npt
 from kvant import _core
 from kvant.errors import DataError, UsageError
 
-__all__ = ["Draw", "Sampler", "Sampling", "TokenLogprob", "draw"]
+__all__ = ["Draw", "Sampler", "Sampling", "TokenLogprob", "Turn", "draw", "draw_turns"]
 
 _MOST_LOGPROBS = 100
 _GREEDY_BELOW = 1e-5  # 1 / temperature stays a number; vLLM draws the line here too
@@ -123,6 +123,9 @@ class Sampler:
                 f"{vocab_size - 1}. Use ids of this model's tokenizer."
             )
         seed = int.from_bytes(os.urandom(8), "little") if s.seed is None else s.seed
+        self.sampling = s
+        self.seed = seed % 2**64
+        """Where its random numbers come from."""
         self._wants_logprobs = s.logprobs is not None
         self._core = _core.Sampler(
             vocab_size,
@@ -133,7 +136,7 @@ class Sampler:
             repetition=s.repetition_penalty,
             frequency=s.frequency_penalty,
             presence=s.presence_penalty,
-            seed=seed % 2**64,
+            seed=self.seed,
             logprobs=-1 if s.logprobs is None else s.logprobs,
             bias=list(s.logit_bias.items()),
         )
@@ -143,6 +146,81 @@ class Sampler:
     def accept(self, tokens: Sequence[int]) -> None:
         """Take ``tokens`` as part of the answer, as if they had been drawn here."""
         self._core.accept(np.asarray(tokens, np.int32))
+
+    @property
+    def position(self) -> int:
+        """Tokens of the answer so far; the place in the stream of random numbers."""
+        return self._core.position
+
+    def seek(self, position: int) -> None:
+        """Draw next as after ``position`` tokens of the answer; penalties are not told."""
+        self._core.seek(position)
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one request draws in a step.
+
+    Its rows of logits follow each other. Behind each but the last stands a guess of what it gives,
+    and the next row counts only where the guess was right.
+
+    Attributes:
+        sampler: the request's.
+        guesses: one fewer than its rows.
+        mask: the first of its masks, one for each of its rows; None where all tokens may be drawn.
+    """
+
+    sampler: Sampler
+    guesses: Sequence[int] = ()
+    mask: int | None = None
+
+
+def draw_turns(
+    turns: Sequence[Turn],
+    logits: npt.NDArray[np.float32],
+    masks: npt.NDArray[np.uint32] | None = None,
+    plan: _core.Plan | None = None,
+) -> list[list[Draw] | DataError]:
+    """Draw for several requests at once; a fault of one is its own.
+
+    Args:
+        turns: each sampler at most once.
+        logits: float32 [rows of all turns, vocabulary], C-contiguous; only read.
+        masks: uint32 [masks, words], a bit for each token, the lowest of the first word for token
+            0: those that may be drawn.
+        plan: on whose threads; None for the caller's alone.
+
+    Returns:
+        For each turn as many tokens as its guesses are right, and one more; or what is wrong with
+        its logits, or with biases, penalties and masks that leave no token.
+    """
+    rows = [i for t in turns for i in (*t.guesses, -1)]
+    masked = None
+    if masks is not None:
+        named = (
+            range(t.mask, t.mask + len(t.guesses) + 1)
+            if t.mask is not None
+            else (-1,) * (len(t.guesses) + 1)
+            for t in turns
+        )
+        masked = np.array([mask for masks_of in named for mask in masks_of], np.int32)
+    found = _core.sample(
+        [t.sampler._core for t in turns], logits, np.array(rows, np.int32), masks, masked, plan
+    )
+    results: list[list[Draw] | DataError] = []
+    row = 0
+    for t, drawn in zip(turns, found, strict=True):
+        if drawn[-1].fault:
+            at = row + len(drawn) - 1
+            results.append(_fault(at, drawn[-1].fault, logits[at]))
+        elif t.sampler._wants_logprobs:
+            results.append(
+                [Draw(d.token, TokenLogprob(d.token, d.logprob, tuple(d.top))) for d in drawn]
+            )
+        else:
+            results.append([Draw(d.token, None) for d in drawn])
+        row += len(t.guesses) + 1
+    return results
 
 
 def draw(samplers: Sequence[Sampler], logits: npt.NDArray[np.float32]) -> list[Draw]:
@@ -156,17 +234,12 @@ def draw(samplers: Sequence[Sampler], logits: npt.NDArray[np.float32]) -> list[D
         DataError: NaN or infinity among the logits, or biases and penalties that leave no token.
             All rows that could be drawn have been.
     """
-    found = _core.sample([s._core for s in samplers], logits)
-    for row, drawn in enumerate(found):
-        if drawn.fault:
-            raise _fault(row, drawn.fault, logits[row])
-    return [
-        Draw(
-            d.token,
-            TokenLogprob(d.token, d.logprob, tuple(d.top)) if s._wants_logprobs else None,
-        )
-        for s, d in zip(samplers, found, strict=True)
-    ]
+    draws: list[Draw] = []
+    for found in draw_turns([Turn(s) for s in samplers], logits):
+        if isinstance(found, DataError):
+            raise found
+        draws += found
+    return draws
 
 
 def _fault(row: int, fault: int, logits: npt.NDArray[np.float32]) -> DataError:
@@ -178,8 +251,8 @@ def _fault(row: int, fault: int, logits: npt.NDArray[np.float32]) -> DataError:
             "overflows; check it with `kvant verify`, or use a wider packing."
         )
     return DataError(
-        "logit_bias and penalties leave no token that may be chosen. Forbid fewer tokens, or use "
-        "smaller penalties."
+        "logit_bias, penalties and what the text must match leave no token that may be chosen. "
+        "Forbid fewer tokens, or use smaller penalties."
     )
 
 

@@ -323,4 +323,5 @@ class Engine(Steps):
                         self._plan.set_weight(ids[done], previous)
                     raise UsageError(f"{name}: {error}.") from None
                 old[name] = before
+            self.kv.forget()
         return old

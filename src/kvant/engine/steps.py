@@ -13,6 +13,7 @@ import numpy.typing as npt
 from kvant import _core
 from kvant.engine.kv_blocks import KvBlocks, KvSequence
 from kvant.engine.plan import LoweredPlan
+from kvant.engine.sampling import Draw, Turn, draw_turns
 from kvant.errors import (
     ContextError,
     DataError,
@@ -25,6 +26,7 @@ __all__ = ["EMPTY_ROWS", "Floats", "Memory", "Rows", "Steps", "Tokens", "Work"]
 
 Rows = Literal["last", "all", "none", "hidden"]
 Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
 Tokens = Sequence[int] | npt.NDArray[np.integer]
 Work = Sequence[tuple[KvSequence, Tokens]]
 
@@ -156,6 +158,58 @@ class Steps:
             with self._lock:
                 self._check(self._plan.run_head(np.ascontiguousarray(hidden, np.float32), out))
         return out
+
+    def step_blocks(
+        self,
+        tokens: Ids,
+        entries: npt.NDArray[np.int64],
+        tables: Ids,
+        rows: Ids,
+        out: Floats,
+    ) -> None:
+        """A step over blocks that a scheduler has handed out, with nothing said about the logits.
+
+        Args:
+            tokens: int32 [tokens] of all entries, one after the other.
+            entries: int64 [entries, 3]: index of the first token, number of tokens, and the
+                position of the first in its text.
+            tables: int32 [entries, blocks]: each text's blocks in order.
+            rows: int32, ascending: tokens of which it is wanted what follows.
+            out: float32 [rows, vocabulary], filled; NaN and infinity are the caller's to find.
+
+        Raises:
+            ValueError: tokens, positions or blocks there are not, or more than `step_tokens`.
+            FileFormatError: the model's file has become shorter.
+            UnsupportedError: the model is an encoder.
+        """
+        self._check_predicts()
+        with self._lock:
+            failed, _ = self._plan.step(
+                tokens,
+                entries,
+                tables,
+                rows,
+                -1,
+                self.layers,
+                None,
+                None,
+                None,
+                out if len(rows) else None,
+                [],
+            )
+            self._check((failed, -1))
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy what blocks hold: (from, to), one after the other."""
+        with self._lock:
+            self._plan.copy_blocks(list(pairs))
+
+    def draw(
+        self, turns: Sequence[Turn], logits: Floats, masks: npt.NDArray[np.uint32] | None = None
+    ) -> list[list[Draw] | DataError]:
+        """As `sampling.draw_turns`, on all threads."""
+        with self._lock:
+            return draw_turns(turns, logits, masks, self._plan)
 
     def _check_predicts(self) -> None:
         if self.encodes:

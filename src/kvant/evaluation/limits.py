@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from kvant import _core
 from kvant.checkpoint import Checkpoint
+from kvant.files.decoded import DecodedTensor
+from kvant.files.tensor import StoredTensor
 from kvant.graph.ops import Embedding, Linear, Moe, Positions, Row
 
 __all__ = ["BUFFER_BYTES", "Limit", "Limits", "MachineLimits", "Work"]
@@ -107,8 +109,20 @@ class Work:
     expert_share: float = 0.0
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, kv_bytes: float) -> Work:
-        """The work of a checkpoint as it is stored."""
+    def of(cls, checkpoint: Checkpoint, kv_bytes: float, *, as_in_file: bool = False) -> Work:
+        """The work of a checkpoint as kvant runs it: decoded weights are floats of 32 bits.
+
+        With ``as_in_file`` codes count as what they are in the file, which their own runtime reads.
+        """
+
+        def size(stored: StoredTensor) -> int:
+            return stored.file_bytes if as_in_file else stored.nbytes
+
+        def kind_of(stored: StoredTensor) -> str:
+            if as_in_file and isinstance(stored, DecodedTensor) and stored.quantised:
+                return "int8"
+            return _FLOAT_KINDS.get(stored.type.name, "int8")
+
         layers: Counter[str] = Counter()
         output: Counter[str] = Counter()
         read: dict[str, int] = {}
@@ -120,18 +134,18 @@ class Work:
                 share = node.op.used / node.op.experts
                 for ref in node.op.weights:
                     stored = checkpoint.weights[ref.name].stored
-                    kind = _FLOAT_KINDS.get(stored.type.name, "int8")
+                    kind = kind_of(stored)
                     if ref is node.op.router:
-                        read[ref.name] = stored.nbytes
+                        read[ref.name] = size(stored)
                         layers["float"] += stored.elements
                     else:
-                        experts += stored.nbytes
+                        experts += size(stored)
                         layers[kind] += round(stored.elements * share)
                 continue
-            read |= {w.name: checkpoint.weights[w.name].stored.nbytes for w in node.op.weights}
+            read |= {w.name: size(checkpoint.weights[w.name].stored) for w in node.op.weights}
             if isinstance(node.op, Linear):
                 stored = checkpoint.weights[node.op.weight.name].stored
-                kind = _FLOAT_KINDS.get(stored.type.name, "int8")
+                kind = kind_of(stored)
                 (output if node.layer is None else layers)[kind] += stored.elements
         return cls(dict(layers), dict(output), sum(read.values()), kv_bytes, experts, share)
 

@@ -40,6 +40,9 @@ class Subject:
     path: str | None = None
     bytes: int | None = None
     bpw: float | None = None
+    format: str | None = None
+    runtime: str | None = None
+    """What runs it, as the table says it."""
 
 
 def evaluate(
@@ -78,17 +81,41 @@ def evaluate(
     each = corpus.context * len(subjects)
     if progress is not None:
         progress(0, corpus.count * each)
+    clock = _Clock(len(subjects))
     for index, tokens, targets in corpus.batches(max(1, batch_tokens // corpus.context)):
-        for sequence, row, tiles in in_step(runners, tokens, corpus.first):
+        seconds = clock.batch(tokens.size)
+        for sequence, row, tiles in in_step(runners, tokens, corpus.first, seconds=seconds):
             scorer.tile(index + sequence, row - corpus.first, tiles, targets[sequence])
             del tiles  # or they would stay in memory while the next ones are computed
         if progress is not None:
             progress((index + len(tokens)) * each, corpus.count * each)
     results = [
-        _result(subject, nll, corpus) for subject, nll in zip(subjects, scorer.nll, strict=True)
+        replace(_result(subject, nll, corpus), read_rate=rate)
+        for subject, nll, rate in zip(subjects, scorer.nll, clock.rates(), strict=True)
     ]
     compared = zip(results[1:], scorer.kld, scorer.same, strict=True)
     return (results[0], *(_compared(r, kld, same, results[0]) for r, kld, same in compared))
+
+
+class _Clock:
+    """How long each runner took, without the first batch, in which models are loaded."""
+
+    def __init__(self, runners: int) -> None:
+        self._batches: list[tuple[int, list[float]]] = []
+        self._runners = runners
+
+    def batch(self, tokens: int) -> list[float]:
+        """The seconds of each runner for a batch of so many tokens, to be added to."""
+        self._batches.append((tokens, [0.0] * self._runners))
+        return self._batches[-1][1]
+
+    def rates(self) -> list[float | None]:
+        """Tokens a second of each runner; None where one batch was all."""
+        later = self._batches[1:]
+        if not later:
+            return [None] * self._runners
+        tokens = sum(count for count, _ in later)
+        return [tokens / sum(each) for each in zip(*(s for _, s in later), strict=True)]
 
 
 class _Scorer:
@@ -136,6 +163,8 @@ def _result(subject: Subject, token_nll: Rows, corpus: Corpus) -> EvalResult:
         path=subject.path,
         bytes=subject.bytes,
         bpw=subject.bpw,
+        format=subject.format,
+        runtime=subject.runtime,
         corpus=corpus.digest,
         context=corpus.context,
         chunks=corpus.count,

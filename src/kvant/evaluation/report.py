@@ -16,13 +16,16 @@ __all__ = ["evaluation_table", "quality_chart", "quality_series"]
 _GIGABYTES = 2_000_000_000
 
 
-def evaluation_table(results: Sequence[EvalResult], extra: Sequence[Column] = ()) -> Table:
+def evaluation_table(
+    results: Sequence[EvalResult], extra: Sequence[Column] = (), *, runners: bool = False
+) -> Table:
     """Name, size, bits per weight, perplexity and, where measured, divergence of each model.
 
     Args:
         results: of one run, so all on the same text.
         extra: further columns with one cell a result, placed after the name (the precision
             class, for example).
+        runners: say what ran each model, and how fast it read the text.
     """
     columns = [
         Column("variant", tuple(result.name for result in results)),
@@ -38,7 +41,14 @@ def evaluation_table(results: Sequence[EvalResult], extra: Sequence[Column] = ()
         kld = estimate_cells([_estimate(r.kld, r.kld_se) for r in results])
         same = estimate_cells([_estimate(r.same_top, r.same_top_se, 100.0) for r in results], "%")
         columns += [Column("KL divergence", kld), Column("same top token", same)]
-    return Table(tuple(columns), _note(results))
+    note = _note(results)
+    if runners:
+        columns += [
+            Column("tokens/s", tuple(_rate(r.read_rate) for r in results), right=True),
+            Column("runner", tuple(r.runtime or NOTHING for r in results)),
+        ]
+        note += _runner_note(results)
+    return Table(tuple(columns), note)
 
 
 def quality_series(name: str, results: Sequence[EvalResult]) -> Series:
@@ -100,6 +110,27 @@ def _note(results: Sequence[EvalResult]) -> str:
     if len(bases) == 1:
         note += f" KL divergence from {bases.pop()}, in nats a token."
     return note
+
+
+def _runner_note(results: Sequence[EvalResult]) -> str:
+    note = ""
+    if any(result.read_rate is not None for result in results):
+        note = " tokens/s: reading this text, the models in turn; `kvant bench` measures speed."
+    decoded = [r for r in results if r.runtime is not None and "dequantised" in r.runtime]
+    if decoded:
+        note += (
+            " dequantised: the weights of the file as kvant decodes them, run by kvant in float32"
+            + (
+                "; vLLM itself was not run."
+                if any(r.format == "vllm" for r in decoded)
+                else ", not by the runtime the format is for."
+            )
+        )
+    return note
+
+
+def _rate(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:,.0f}"
 
 
 def _decimal(value: float | None) -> str:

@@ -37,6 +37,12 @@ class EvalResult:
     """Scored tokens."""
     perplexity: float
     perplexity_se: float
+    format: str | None = None
+    """``gguf``, ``hf``, ``onnx``, ``mlx`` or ``vllm``."""
+    runtime: str | None = None
+    """What ran it, and whether as its format means or with the weights decoded by kvant."""
+    read_rate: float | None = field(default=None, compare=False)
+    """Tokens of this text read a second, logits of the scored ones included."""
     base: str | None = None
     """Name of the model compared with."""
     kld: float | None = None
@@ -65,6 +71,9 @@ class EvalResult:
             "path": self.path,
             "bytes": self.bytes,
             "bpw": self.bpw,
+            "format": self.format,
+            "runner": self.runtime,
+            "read_tokens_per_second": self.read_rate,
             "tokens": self.tokens,
             "perplexity": self.perplexity,
             "perplexity_se": self.perplexity_se,

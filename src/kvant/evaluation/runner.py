@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeAlias
 
@@ -40,9 +41,15 @@ class Runner(Protocol):
 
 
 def in_step(
-    runners: Sequence[Runner], tokens: Tokens, first_row: int
+    runners: Sequence[Runner],
+    tokens: Tokens,
+    first_row: int,
+    *,
+    seconds: list[float] | None = None,
 ) -> Iterator[tuple[int, int, list[Logits]]]:
     """Run several models over the same tokens and yield the same rows of all of them together.
+
+    ``seconds``, one entry a runner, grows by the time that each of them took.
 
     Yields:
         (sequence, row, tiles): one tile a runner, all of the same height, cut to what the
@@ -56,8 +63,11 @@ def in_step(
     for sequence in range(batch):
         row = first_row
         while row < length:
-            for stream in streams:
+            for index, stream in enumerate(streams):
+                started = time.perf_counter()
                 stream.advance(sequence, row)
+                if seconds is not None:
+                    seconds[index] += time.perf_counter() - started
             stop = min(stream.stop for stream in streams)
             yield sequence, row, [stream.rows(row, stop) for stream in streams]
             row = stop

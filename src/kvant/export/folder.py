@@ -17,7 +17,7 @@ from kvant.export.verify_folder import check_folder
 from kvant.export.work import run_jobs
 from kvant.files.atomic_folder import AtomicFolder
 
-__all__ = ["FolderPlan", "source_dtype", "write_folder"]
+__all__ = ["FolderPlan", "refuse_source", "source_dtype", "write_folder"]
 
 INDEX = "model.safetensors.index.json"
 MOST_BYTES = 5 * 10**9
@@ -64,7 +64,7 @@ def write_folder(
         InputError: the source's weights are not usable.
     """
     started = time.perf_counter()
-    _refuse_source(checkpoint, out)
+    refuse_source(checkpoint, out)
     outs = [o for tensor in plan.tensors for o in tensor.outs]
     shards = plan_shards(outs, options.split_size or MOST_BYTES, plan.metadata)
     files = dict(plan.files)
@@ -130,7 +130,8 @@ def _result(
     )
 
 
-def _refuse_source(checkpoint: Checkpoint, out: Path) -> None:
+def refuse_source(checkpoint: Checkpoint, out: Path) -> None:
+    """Raise OutputError where ``out`` is the folder the model is read from."""
     for file in checkpoint.files:
         folder = Path(os.path.realpath(file)).parent
         if Path(os.path.realpath(out)) in (folder, Path(os.path.realpath(checkpoint.path))):

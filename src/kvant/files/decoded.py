@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
+from kvant.files.raw import RawTensor
 from kvant.files.tensor import StoredTensor
 
 __all__ = ["DecodedTensor", "in_buffer"]
@@ -26,6 +27,18 @@ class DecodedTensor(StoredTensor):
     def stored_as(self) -> str:
         """What it was in the file."""
         return self.origin
+
+    @property
+    def quantised(self) -> bool:
+        """Whether it is decoded from codes, and not only changed."""
+        return any(isinstance(getattr(self, each.name), RawTensor) for each in fields(self))
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all that it is computed from: codes, scales, offsets."""
+        parts = [getattr(self, each.name) for each in fields(self)]
+        read = sum(p.nbytes for p in parts if isinstance(p, (RawTensor, np.ndarray)))
+        return read + sum(p.file_bytes for p in parts if isinstance(p, StoredTensor))
 
     @property
     def in_place(self) -> bool:

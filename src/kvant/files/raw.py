@@ -86,6 +86,11 @@ class RawTensor:
         )
 
     @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * np.dtype(_DTYPES[self.dtype]).itemsize
+
+    @property
     def _row(self) -> int:
         return math.prod(self.shape[1:])
 

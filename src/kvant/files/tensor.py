@@ -64,6 +64,11 @@ class StoredTensor:
         return self.rows * self.row_bytes
 
     @property
+    def file_bytes(self) -> int:
+        """Bytes that it takes in the file, whatever it is read as."""
+        return self.nbytes
+
+    @property
     def in_place(self) -> bool:
         """Whether the rows lie one after another in the file, as they are read."""
         return True
@@ -135,6 +140,11 @@ class StackedTensor(StoredTensor):
             raise ValueError("parts of a stack have one shape and type")
         shape = (len(parts), *first.shape)
         return cls(name, first.type, shape, first.path, first.offset, tuple(parts))
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all parts in their files."""
+        return sum(part.file_bytes for part in self.parts)
 
     @property
     def in_place(self) -> bool:

@@ -22,6 +22,8 @@ from kvant.packing.native import (
     quantize,
     quantize_weighed,
 )
+from kvant.packing.nvfp4 import NVFP4
+from kvant.packing.q1_0 import Q1_0
 from kvant.packing.q2_k import Q2_K
 from kvant.packing.q3_k import Q3_K
 from kvant.packing.q4_0 import Q4_0
@@ -50,6 +52,7 @@ __all__ = [
 ]
 
 _PACKINGS: tuple[Packing, ...] = (
+    Q1_0(),
     IQ1_S(),
     TQ1_0(),
     IQ1_M(),
@@ -63,6 +66,7 @@ _PACKINGS: tuple[Packing, ...] = (
     IQ3_S(),
     MXFP4(),
     IQ4_XS(),
+    NVFP4(),
     Q4_0(),
     IQ4_NL(),
     Q4_K(),

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-_EVEN = frozenset({"Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K"})
+_EVEN = frozenset({"Q1_0", "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K"})
 _LISTED = frozenset({"IQ4_NL", "IQ4_XS"})
 
 
@@ -37,8 +37,8 @@ def evenly_spaced(name: str) -> bool:
 def weight_by_weight(name: str) -> bool:
     """Whether each code of a packing stands for one weight, on levels that `decode` tells.
 
-    Not so where a code stands for several weights, nor for MXFP4, whose scales are powers of two,
-    nor for Q8_0, whose codes are signed bytes and so fine that there is nothing to gain.
+    Not so where a code stands for several weights, nor for MXFP4 and NVFP4, whose scales are small
+    floats, nor for Q8_0, whose codes are signed bytes and so fine that there is nothing to gain.
     """
     return name in _EVEN or name in _LISTED
 

@@ -13,6 +13,8 @@ __all__ = ["BF16", "F16", "F32"]
 class _Float(Packing):
     """A float type: the "codes" of a weight are the bytes it is stored as, [n, bytes]."""
 
+    searches = False
+
     def fit(self, x: Floats, importance: Floats | None = None) -> Scales:
         return empty_scales(len(x))
 

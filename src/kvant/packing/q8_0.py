@@ -17,6 +17,7 @@ class Q8_0(Packing):
     bits = 8
     good_for = "near the original; the reference to compare smaller levels with"
     block_layout = "half d, 32 signed bytes"
+    searches = False
 
     def fit(self, x: Floats, importance: Floats | None = None) -> Scales:
         scales = empty_scales(len(x))

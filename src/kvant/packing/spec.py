@@ -82,6 +82,9 @@ class Packing(ABC):
     fast: ClassVar[bool] = True
     """Whether the common runtimes run it, on common processors, about as fast as its bytes allow;
     searches for a budget use only those unless told otherwise."""
+    searches: ClassVar[bool] = True
+    """Whether scales are searched for, so that the importance of weights makes a difference;
+    otherwise a formula gives them."""
     levels: ClassVar[tuple[int, ...] | None] = None
     """What each code stands for, in steps of its scale, where that is not evenly spaced."""
     grid: ClassVar[Grid]

@@ -27,7 +27,7 @@ without an importance matrix."""
 
 FALLBACKS: dict[str, str] = {
     **dict.fromkeys(sorted(NEED_IMPORTANCE | {"IQ3_S", "IQ4_XS"}), "IQ4_NL"),
-    **dict.fromkeys(("TQ1_0", "TQ2_0"), "Q4_0"),
+    **dict.fromkeys(("Q1_0", "TQ1_0", "TQ2_0"), "Q4_0"),
     "Q2_K": "Q4_0",
     "Q3_K": "Q4_0",
     "Q4_K": "Q5_0",

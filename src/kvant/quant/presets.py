@@ -80,6 +80,7 @@ def _uneven(name: str, base: str, good_for: str, file_type: int) -> Recipe:
 
 
 PRESETS: tuple[Recipe, ...] = (
+    _k("Q1_0", "Q1_0", "models trained with two values a weight", 40, "ultra-low"),
     _few_bits("IQ1_S", "IQ1_S", "research: the least there is", 24, "Q2_K", "IQ2_XXS"),
     _few_bits(
         "IQ1_M", "IQ1_M", "research: very large models, little memory", 31, "Q2_K", "IQ2_XXS"

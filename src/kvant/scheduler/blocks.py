@@ -130,8 +130,8 @@ class BlockPool:
                 self._blank.append(block)
 
     def forget(self) -> None:
-        """Drop every content nobody refers to (another model, another adapter)."""
-        for block in self._kept:
-            del self._by_key[self._keys.pop(block)]
-            self._blank.append(block)
+        """Find no content again that is there now (other weights, another adapter)."""
+        self._by_key.clear()
+        self._keys.clear()
+        self._blank += self._kept
         self._kept.clear()

@@ -39,11 +39,15 @@ class NeverFitsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much at once. ``step_tokens`` is at least ``running``."""
+    """How much at once. ``step_tokens`` is at least ``running``.
+
+    With 256 tokens a step products run as fast as they can, and whoever writes or comes meanwhile
+    waits half as long for the step to end as with 512.
+    """
 
     running: int = 64
     waiting: int = 1024
-    step_tokens: int = 512
+    step_tokens: int = 256
 
     def __post_init__(self) -> None:
         if not 1 <= self.running <= self.step_tokens:

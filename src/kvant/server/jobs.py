@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from kvant.engine.constrain import Constraint
 from kvant.engine.results import FinishReason
 from kvant.engine.sampling import TokenLogprob
 from kvant.errors import KvantError
@@ -53,17 +54,6 @@ class DeadlineError(BackendError):
 
 class EngineLostError(BackendError):
     """The process that ran the model ended; the next request starts another."""
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """What an answer must match: a JSON schema, a regular expression, or a grammar in Lark's form.
-
-    ``json_object`` with an empty ``text`` is any JSON object.
-    """
-
-    kind: Literal["json_schema", "json_object", "regex", "grammar"]
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,21 +127,40 @@ class Timings:
 
 
 class Answer(Protocol):
-    """An answer under way: iterate it once for its deltas; `aclose` at any time ends it.
+    """An answer under way: iterate it once for its deltas; `aclose` at any time ends it."""
 
-    Attributes:
-        model: the model's full name.
-        prompt_tokens: tokens that were asked.
-        cached_tokens: those of them that were found in the cache; known with the first delta.
-        completion_tokens: tokens written so far.
-        timings: complete with the last delta.
-    """
+    @property
+    def model(self) -> str:
+        """The model's full name."""
+        ...
 
-    model: str
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    timings: Timings
+    @property
+    def chat_template(self) -> str | None:
+        """The template that the conversation was written with; None for texts.
+
+        From it the HTTP side reads how the model reasons and calls tools.
+        """
+        ...
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens that were asked."""
+        ...
+
+    @property
+    def cached_tokens(self) -> int:
+        """Those of them that were found in the cache; known with the first delta."""
+        ...
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens written so far."""
+        ...
+
+    @property
+    def timings(self) -> Timings:
+        """Complete with the last delta."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         """The deltas.

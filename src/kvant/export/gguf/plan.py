@@ -42,8 +42,8 @@ from kvant.files.gguf import (
     uint64,
 )
 from kvant.files.tensor import StoredTensor
-from kvant.packing import get
-from kvant.quant.assign import NEED_IMPORTANCE, Assignment, Slot, assign, parse_override
+from kvant.packing import all_packings, get
+from kvant.quant.assign import Assignment, Slot, assign, parse_override
 from kvant.quant.presets import PRESETS
 from kvant.quant.recipe import FLOATS, ModelShape, Recipe
 from kvant.version import __version__
@@ -76,7 +76,7 @@ METADATA = "kvant.metadata.xxh64"
 """Metadata key: the XXH64 of all other metadata of the (first) file as it is stored, checksums
 excepted."""
 
-SEARCHED = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}) | NEED_IMPORTANCE | {"IQ3_S"}
+SEARCHED = frozenset(p.name for p in all_packings() if p.searches)
 """Packings whose scales are searched for, so that importance makes a difference."""
 
 _QUANTISATION_VERSION = 2  # of ggml's block layouts, unchanged since May 2023

@@ -70,22 +70,16 @@ def _measure(arguments: argparse.Namespace, folder: Path, report: Report) -> lis
     text = arguments.text or builtin_text("evaluation")
     # In float32, scales too, on both sides: what is compared is the choice of codes and scales.
     source = folder / "source"
-    command: list[str | Path] = [
-        *kvant_command(),
-        "convert",
-        resolve(arguments.model),
-        "--to",
-        "hf",
-    ]
-    child([*command, "--dtype", "f32", "-o", source])
+    made: list[str | Path] = [*kvant_command(), "convert", resolve(arguments.model), "-o", source]
+    child([*made, "--to", "hf", "--dtype", "f32"])
     chunks = calibration_chunks(open_source(source), [calibration])
     (folder / "ids.json").write_text(json.dumps(chunks.ids.tolist()))
     theirs = folder / "gptq"
     child([arguments.llmcompressor, "-c", _PEER, source, theirs, folder / "ids.json"])
     ours = {effort: folder / effort for effort in arguments.efforts}
     for effort, out in ours.items():
-        command = [*kvant_command(), "quantize", source, "w4a16", "--to", "vllm", "-o", out]
-        child([*command, "--effort", effort, "--text", calibration])
+        command: list[str | Path] = [*kvant_command(), "quantize", source, "w4a16", "-o", out]
+        child([*command, "--to", "vllm", "--effort", effort, "--text", calibration])
     results = evaluate([theirs, *ours.values()], source, text=text)[1:]
     rows: list[tuple[str, ...]] = []
     for effort, mine in zip(ours, results[1:], strict=True):

@@ -23,8 +23,6 @@ struct GroupGrid {
   float middle() const { return float(1 << (bits - 1)); }
 };
 
-inline constexpr int64_t kMaxGroup = 1024;  // of a searched group: what lies in the first cache
-
 struct GroupKernels {
   // The least and the greatest weight of each of n groups x [n, block].
   void (*range)(const float* x, int64_t block, int64_t n, float* lo, float* hi);

@@ -31,7 +31,7 @@ from oracles.models import (
 )
 
 LONG_PHI3 = {
-    **{**PHI3, "original_max_position_embeddings": 64},
+    **{**PHI3, "original_max_position_embeddings": 64, "pad_token_id": None},
     "rope_scaling": longrope(PHI3["hidden_size"] // PHI3["num_attention_heads"]),
 }
 TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], np.int32)

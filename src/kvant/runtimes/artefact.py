@@ -93,7 +93,9 @@ class Artefact:
         return from_folder(self.folder, size)
 
     def files(self) -> list[Path]:
-        """The files its weights are in."""
+        """The files its weights are in; of ONNX, the graph too, which is part of the model."""
+        if self.checkpoint is not None and self.format == "onnx":
+            return sorted(self.checkpoint.files)
         if self.checkpoint is not None:
             return sorted({w.stored.path for w in self.checkpoint.weights.values()})
         graph = find_graph(self.path)

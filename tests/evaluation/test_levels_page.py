@@ -1,0 +1,42 @@
+"""docs/levels.md has every level there is, as scripts/levels.py writes it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("levels", REPOSITORY / "scripts/levels.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_level_is_missing(script: ModuleType) -> None:
+    sections = script._sections()
+    assert list(sections) == list(script.TARGETS)
+    for target, text in sections.items():
+        rows = re.findall(r"^\| ([A-Za-z0-9_-]+) \| (ultra-low|low|medium) \|", text, re.MULTILINE)
+        assert sorted(rows) == sorted(script.levels(target)), f"run scripts/levels.py, {target}"
+
+
+def test_runtimes_agree_on_the_page(script: ModuleType) -> None:
+    """Also of what was measured for the page, the bar: below 1e-3."""
+    sections = script._sections()
+    for target in ("gguf", "onnx", "mlx"):
+        rows = re.findall(
+            r"^\| \S+ \| (?:ultra-low|low|medium) \|.*", sections[target], re.MULTILINE
+        )
+        figures = [float(row.split("|")[-2]) for row in rows]
+        assert len(figures) == len(script.levels(target))
+        assert max(figures) < 1e-3

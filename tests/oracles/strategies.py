@@ -100,6 +100,15 @@ _SUB_RANGES = {  # sub-blocks, least and most of their integer scales, most of t
 }
 
 
+def _half(place: int) -> float:
+    sign, size = divmod(place, 0x7C00)
+    return float(np.uint16(sign << 15 | size).view(np.float16))
+
+
+_halves = st.integers(0, 2 * 0x7C00 - 1).map(_half)
+"""Any finite half, as a float."""
+
+
 @st.composite
 def codes_and_scales(draw: st.DrawFn, packing: Packing) -> tuple[Floats, Floats]:
     """Any codes and scales that a file in this packing can hold, d and dmin finite."""
@@ -110,10 +119,7 @@ def codes_and_scales(draw: st.DrawFn, packing: Packing) -> tuple[Floats, Floats]
     scales = np.zeros(n, SCALES)
     affine = packing.name in ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
     for field in ("d", "dmin") if affine else ("d",):
-        scales[field] = draw(
-            st.lists(st.floats(allow_nan=False, allow_infinity=False, width=16), min_size=n,
-                     max_size=n)
-        )  # fmt: skip
+        scales[field] = draw(st.lists(_halves, min_size=n, max_size=n))
     if isinstance(packing, LatticePacking):  # any bytes are points; not any codes
         data = rng.integers(0, 256, (n, packing.storage.block_bytes), dtype=np.uint8)
         codes, of_bytes = packing.unlayout(data)

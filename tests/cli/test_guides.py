@@ -47,6 +47,9 @@ def test_python_examples(example: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "model").symlink_to(demo_path())
+    if "mlx_lm" in example:
+        pytest.importorskip("mlx_lm")
+        kvant.quantize("demo", "4bit", tmp_path / "model-4bit", to="mlx")
     monkeypatch.setattr(kvant, "evaluate", partial(kvant.evaluate, context=64, chunks=2))
     exec(compile(example, "example", "exec"), {})
     for path in tmp_path.glob("*.gguf"):

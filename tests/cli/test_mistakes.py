@@ -144,7 +144,7 @@ def test_a_tokenizer_nobody_knows(run: Run, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["Q4_KM"], "Did you mean Q4_K_M?"),
-        (["nonsense"], "kvant knows IQ1_S"),
+        (["nonsense"], "kvant knows Q1_0, IQ1_S"),
         (["Q4_K_M", "--tensor", "(=Q6_K"], "not a regular expression"),
         (["Q4_K_M", "--tensor", "ffn_down"], "REGEX=PACKING"),
         (["Q4_K_M", "--tensor", "ffn_down=Q9_K"], "no packing called 'Q9_K'"),

@@ -62,6 +62,8 @@ def test_every_op_has_a_handler_in_the_fold_and_every_fold_has_them_all() -> Non
     assert names == set(Fold.__abstractmethods__)
     assert _all_folds(), "the reference interpreter is one"
     for fold in _all_folds():
+        if fold.__subclasses__():  # shared by folds, none itself
+            continue
         assert not fold.__abstractmethods__, f"{fold} lacks {set(fold.__abstractmethods__)}"
 
 

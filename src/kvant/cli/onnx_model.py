@@ -82,7 +82,10 @@ def add_onnx_options(parser: argparse.ArgumentParser, *, quantise: bool = True) 
     )
     if quantise:
         _add_levels(group)
-    parser.set_defaults(onnx_options=tuple(sorted(_dests(parser) - before)))
+    parser.set_defaults(
+        onnx_options=tuple(sorted(_dests(parser) - before)),
+        plain={dest: parser.get_default(dest) for dest in _dests(parser)},
+    )
 
 
 def _add_levels(group: argparse._ArgumentGroup) -> None:
@@ -119,9 +122,9 @@ def is_onnx_model(arguments: argparse.Namespace) -> bool:
         UsageError: an option has no meaning for this source.
     """
     onnx = str(arguments.source).lower().endswith(".onnx")
-    allowed = _SHARED | {"onnx_options"} | set(arguments.onnx_options)
+    allowed = _SHARED | {"onnx_options", "plain"} | set(arguments.onnx_options)
     for name, value in vars(arguments).items():
-        given = value not in (None, False, []) and not callable(value)
+        given = value != arguments.plain.get(name) and not callable(value)
         wrong = name not in allowed if onnx else name in arguments.onnx_options
         if given and wrong:
             option = "--" + name.replace("_", "-")

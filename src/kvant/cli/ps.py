@@ -6,13 +6,14 @@ import argparse
 import json
 import os
 import time
-import urllib.error
-import urllib.request
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvant.cli import show
 from kvant.cli.options import Commands
 from kvant.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import urllib.error
 
 __all__ = ["add", "ask_server"]
 
@@ -46,6 +47,9 @@ def ask_server(server: str, path: str, body: dict[str, Any] | None = None) -> An
     Raises:
         InputError: it is not there, or refuses.
     """
+    import urllib.error
+    import urllib.request
+
     if not server.startswith(("http://", "https://")):
         server = f"http://{server}"
     data = None if body is None else json.dumps(body).encode()

@@ -122,11 +122,17 @@ def open_artefact(path: Path) -> Artefact:
     Raises:
         InputError: there is nothing, or it is not a model; see `kvant.checkpoint.open_checkpoint`.
     """
-    if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises where nothing can be there
+    try:
+        os.stat(path)  # noqa: PTH116 - as `open` sees it
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
-            f"{path}: there is nothing. Name a GGUF file, or a folder with a Hugging Face, MLX, "
-            "ONNX or compressed-tensors model."
-        )
+            f"{path}: no such file or folder. Name a GGUF file, or a folder with a Hugging Face, "
+            "MLX, ONNX or compressed-tensors model."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened: {error.strerror}. Check the path.") from None
+    except ValueError:
+        raise InputError(f"{path!r}: no path has zero bytes. Check it.") from None
     kind = model_format(path)
     if kind != "onnx":
         return Artefact(path, kind, open_checkpoint(path))

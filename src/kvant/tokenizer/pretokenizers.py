@@ -50,6 +50,10 @@ class PreTokenizer:
 
 
 _CASE = "llama.cpp counts letters beyond ASCII as both upper and lower case, and marks as neither"
+_DEEPSEEK_LLM_HERE = (
+    *(r.NEWLINE, r.LETTERS_DEEPSEEK, r.not_spaces(r.MARKS_DEEPSEEK)),
+    *(r"\s+$", r.not_spaces(r.CJK_DEEPSEEK), r.DIGITS),
+)
 _DEEPSEEK_LLM = (r.NEWLINE, r.LETTERS_DEEPSEEK, r.MARKS_DEEPSEEK, r"\s+$", r.CJK_DEEPSEEK)
 _TINY_AYA = (r"\d{1,3}(?=(?:\d{3})*\b)", r.GPT4O)
 
@@ -119,9 +123,10 @@ PRE_TOKENIZERS: tuple[PreTokenizer, ...] = (
     ),
     PreTokenizer(
         "deepseek-llm",
-        (*_DEEPSEEK_LLM, r.DIGITS),
+        _DEEPSEEK_LLM_HERE,
         near=((*_DEEPSEEK_LLM, r.DIGIT),),
-        differs="llama.cpp keeps runs of digits together, which matters where a token has two",
+        differs="llama.cpp keeps runs of digits together, which matters where a token has two, and "
+        "takes no spaces beyond ASCII for marks or ideographs",
     ),
     PreTokenizer(
         "tekken",

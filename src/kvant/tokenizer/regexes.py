@@ -36,6 +36,7 @@ __all__ = [
     "SEED_CODER",
     "SPARK",
     "TEKKEN",
+    "not_spaces",
     "spelt",
     "words",
 ]
@@ -62,6 +63,12 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _SPACE
 def words(digits: str) -> str:
     """The expression of GPT-4, which most have followed, by how it groups digits."""
     return rf"{CONTRACTIONS}|{_LEAD}\p{{L}}+|{digits}|{_SYMBOLS}|{_SPACES}"
+
+
+def not_spaces(expression: str) -> str:
+    """``expression``, a class that repeats, without the spaces beyond ASCII in it."""
+    lead, _, ranges = expression.partition("[")
+    return rf"{lead}(?:(?![{_WIDE_SPACES}])[{ranges.removesuffix('+')})+"
 
 
 def spelt(expression: str) -> str:
@@ -110,6 +117,7 @@ _MARKED_WORDS = (
 )
 DEEPSEEK3 = _MARKED_WORDS + r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|" + _SPACES
 SPARK = _MARKED_WORDS + r"| ?[\p{P}\p{S}]+|[\r\n]|" + _SPACES
+_WIDE_SPACES = "\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 CJK_DEEPSEEK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 MARKS_DEEPSEEK = r"\s?[!-/:-~" + "\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
 # Escapes, because some of these letters would not survive a tool that normalises text.

@@ -92,7 +92,7 @@ def test_a_runner_that_does_not_run_it(folders: dict[str, Path]) -> None:
         choose(artefact(folders, "gguf"), "vllm")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="was made for vLLM"):
         own_runner(artefact(folders, "vllm"))
-    with pytest.raises(InputError, match="there is nothing"):
+    with pytest.raises(InputError, match="no such file or folder"):
         open_artefact(folders["hf"] / "nowhere")
 
 

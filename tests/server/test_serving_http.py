@@ -304,4 +304,4 @@ def test_a_model_loads_while_others_answer(tmp_path: Path) -> None:
                 assert other.get("/health").status_code == 200
                 count += 1
         assert asking.result().status_code == 200
-    assert count > 10  # a loop that is blocked answers once, at the end
+    assert count > 3  # a loop that is blocked answers once, at the end

@@ -82,7 +82,7 @@ class WordPieces:
             left = len(text) - at
             sizes = (size for size in self._sizes if size <= left)
             size = next((s for s in sizes if text[at : at + s] in self._vocab), 0)
-            if not size:
+            if not size or (at and text[at] == SPACE):  # that begins words, and is none's inside
                 return self._unknown
             found.append(self._vocab[text[at : at + size]])
             at += size

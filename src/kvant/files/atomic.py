@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from kvant.errors import OutputError
 
-__all__ = ["AtomicFile", "write_atomic"]
+__all__ = ["AtomicFile", "check_space", "hidden_beside", "sync_folder", "write_atomic"]
 
 Bytes = bytes | bytearray | memoryview | npt.NDArray[Any]
 
@@ -80,7 +80,7 @@ class AtomicFile:
         try:
             self.fd = _unnamed(self.path.parent)
             if self.fd < 0:
-                self._beside = self._hidden_name()
+                self._beside = hidden_beside(self.path)
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 self.fd = os.open(self._beside, flags, 0o666)
             if self._size is not None:
@@ -92,11 +92,6 @@ class AtomicFile:
             self._discard()
             raise
         return self
-
-    def _hidden_name(self) -> Path:
-        # 120 bytes of the name leave room for the rest within the usual limit of 255.
-        name = os.fsdecode(os.fsencode(self.path.name)[:120])
-        return self.path.parent / f".{name}.{secrets.token_hex(4)}.partial"
 
     def __exit__(
         self,
@@ -163,12 +158,7 @@ class AtomicFile:
 
     def _check_space(self, size: int) -> None:
         room = os.fstatvfs(self.fd)
-        free = room.f_bavail * room.f_frsize
-        if size > free:
-            raise OutputError(
-                f"{self.path}: cannot be written: it needs {size / 1e6:.1f} MB, its disk has "
-                f"{free / 1e6:.1f} MB free. Free some space or choose another folder."
-            )
+        check_space(self.path, size, room.f_bavail * room.f_frsize)
 
     def _finish(self) -> None:
         if self._sync:
@@ -177,19 +167,11 @@ class AtomicFile:
             self._link_new(_by_descriptor(self.fd))
         else:
             if self._beside is None:  # a link replaces nothing, a rename does
-                self._beside = self._hidden_name()
+                self._beside = hidden_beside(self.path)
                 _link(_by_descriptor(self.fd), self._beside)
             self._rename()
         if self._sync:
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            except OSError as error:
-                # Some network file systems cannot sync a folder; the file itself is safe.
-                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-                    raise
-            finally:
-                os.close(folder)
+            sync_folder(self.path.parent)
 
     def _link_new(self, source: str | Path) -> None:
         """Give the file its name only if nobody else took that meanwhile."""
@@ -225,6 +207,43 @@ class AtomicFile:
         number = error.errno if isinstance(error, OSError) else None
         reason = _REASONS.get(number or 0, f"{error}. Check the path")
         return OutputError(f"{self.path}: cannot be written: {reason}.")
+
+
+def hidden_beside(path: Path) -> Path:
+    """A name nobody has, in the same folder, for what is to have the name ``path`` when whole."""
+    # 120 bytes of the name leave room for the rest within the usual limit of 255.
+    name = os.fsdecode(os.fsencode(path.name)[:120])
+    return path.parent / f".{name}.{secrets.token_hex(4)}.partial"
+
+
+def check_space(path: Path, size: int, free: int) -> None:
+    """Check that ``size`` bytes fit in ``free`` ones.
+
+    Raises:
+        OutputError: they do not; says both.
+    """
+    if size > free:
+        raise OutputError(
+            f"{path}: cannot be written: it needs {size / 1e6:.1f} MB, its disk has "
+            f"{free / 1e6:.1f} MB free. Free some space or choose another folder."
+        )
+
+
+def sync_folder(folder: Path) -> None:
+    """Have on disk what names a folder has.
+
+    Raises:
+        OSError: that failed.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network file systems cannot sync a folder; the files in it are safe.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)
 
 
 def _unnamed(folder: Path) -> int:

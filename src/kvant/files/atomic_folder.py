@@ -7,14 +7,19 @@ only after a kill. See `kvant.files.atomic` for single files.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from kvant.errors import OutputError
-from kvant.files.atomic import AtomicFile, write_atomic
+from kvant.files.atomic import (
+    AtomicFile,
+    check_space,
+    hidden_beside,
+    sync_folder,
+    write_atomic,
+)
 
 __all__ = ["AtomicFolder"]
 
@@ -52,13 +57,12 @@ class AtomicFolder:
 
     def __enter__(self) -> AtomicFolder:
         self._check_target()
-        name = os.fsdecode(os.fsencode(self.path.name)[:120])
-        work = self.path.parent / f".{name}.{secrets.token_hex(4)}.partial"
+        work = hidden_beside(self.path)
         try:
             work.mkdir()
             self._work = work
             if self._size is not None:
-                self._check_space(self._size)
+                check_space(self.path, self._size, shutil.disk_usage(work).free)
         except OSError as error:
             self._discard()
             raise self._failed(error) from None
@@ -142,17 +146,9 @@ class AtomicFolder:
         except (OSError, ValueError) as error:
             raise self._failed(error) from None
 
-    def _check_space(self, size: int) -> None:
-        free = shutil.disk_usage(self.work).free
-        if size > free:
-            raise OutputError(
-                f"{self.path}: cannot be written: it needs {size / 1e6:.1f} MB, its disk has "
-                f"{free / 1e6:.1f} MB free. Free some space or choose another folder."
-            )
-
     def _appear(self) -> None:
         assert self._work is not None
-        _sync(self._work)
+        sync_folder(self._work)
         aside: Path | None = None
         if os.path.lexists(self.path) and any(self.path.iterdir()):
             if not self._force:  # somebody made it meanwhile
@@ -168,7 +164,7 @@ class AtomicFolder:
                 aside.rename(self.path)
             raise
         self._work = None
-        _sync(self.path.parent)
+        sync_folder(self.path.parent)
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -188,13 +184,3 @@ def _close(files: Sequence[AtomicFile]) -> None:
     abandoned = KeyboardInterrupt()
     for file in files:
         file.__exit__(type(abandoned), abandoned, None)
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError:  # some network file systems cannot sync a folder; the files are safe
-        pass
-    finally:
-        os.close(fd)

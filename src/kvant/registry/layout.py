@@ -34,9 +34,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvant.errors import FileFormatError, OutputError
-from kvant.files.atomic import AtomicFile
+from kvant.files.atomic import AtomicFile, hidden_beside, sync_folder
 from kvant.files.config_json import read_json
-from kvant.registry.links import link, move, sync_folder
+from kvant.registry.links import link, move
 from kvant.registry.listed import Listed
 from kvant.registry.manifest import Descriptor, Manifest, digest_of, hex_of, parse_manifest
 
@@ -236,7 +236,7 @@ class Layout:
             self._drop_view(place)  # somebody was in there
         if not place.is_dir():
             self.make()
-            beside = self.views / f".{place.name[:16]}.{secrets.token_hex(4)}.partial"
+            beside = hidden_beside(place)
             try:
                 for name, digest in files.items():
                     link = beside / name
@@ -258,7 +258,7 @@ class Layout:
         """Remove a view: first its name, so that a view of that name is never there in part."""
         hidden = place
         if not place.name.startswith("."):
-            hidden = self.views / f".{place.name[:16]}.{secrets.token_hex(4)}.partial"
+            hidden = hidden_beside(place)
             with suppress(FileNotFoundError):
                 place.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)

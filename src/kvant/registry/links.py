@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
-from contextlib import suppress
 from pathlib import Path
 
-from kvant.files.atomic import AtomicFile
+from kvant.files.atomic import AtomicFile, hidden_beside, sync_folder
 
-__all__ = ["link", "move", "sync_folder"]
+__all__ = ["link", "move"]
 
 _READ = 1 << 20
 _FICLONE = 0x40049409  # linux/fs.h
@@ -26,7 +24,7 @@ def link(source: Path, target: Path) -> str:
     Raises:
         OSError: none of them can be made.
     """
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    beside = hidden_beside(target)
     try:
         how = "clone"
         try:
@@ -64,16 +62,6 @@ def move(source: Path, target: Path) -> str:
             out.write(part)
     source.unlink()
     return "moved"
-
-
-def sync_folder(folder: Path) -> None:
-    """Have on disk what the folder's names are."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with suppress(OSError):  # some network file systems cannot
-            os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _clone(source: Path, target: Path) -> None:

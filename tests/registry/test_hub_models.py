@@ -87,6 +87,7 @@ class Hub:
     def __init__(self, server: FakeRegistry, files: dict[str, bytes]) -> None:
         self.server, self.files = server, files
         self.token: str | None = None
+        self.published: dict[str, bytes] = {}  # whose digest is said, where it is another's
         server.rules += [
             ("/api/models/", self._info),
             ("/org/tiny/resolve/", self._file),
@@ -126,7 +127,7 @@ class Hub:
         handler.answer(
             200,
             data,
-            ETag=f'"{hashlib.sha256(data).hexdigest()}"',
+            ETag=f'"{hashlib.sha256(self.published.get(name, data)).hexdigest()}"',
             X_Repo_Commit=COMMIT,
         )
         return True
@@ -224,3 +225,34 @@ def test_a_folder_of_a_hub(
     done = command("pull", "hf://org/nothing")
     assert done.returncode == 1
     assert "no such repository, or it is private" in done.stderr
+
+
+def test_an_encoder_of_a_hub(
+    registry: FakeRegistry, command: Command, folder: Path, tmp_path: Path
+) -> None:
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    pooling = b'{"pooling_mode_mean_tokens": true}'
+    Hub(registry, {"1_Pooling/config.json": pooling, **files})  # sorted, as hubs list them
+    done = command("pull", "hf://org/tiny")
+    assert done.returncode == 0, done.stderr
+    path = Store(tmp_path / "kvant" / "models").resolve("hf.co/org/tiny").path
+    assert (path / "1_Pooling" / "config.json").read_bytes() == pooling
+    assert (path / "config.json").read_bytes() == files["config.json"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_hub_that_sends_another_file(
+    registry: FakeRegistry, command: Command, folder: Path, gguf: Path, tmp_path: Path, kind: str
+) -> None:
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    name = "model.safetensors"
+    if kind == "file":
+        files, name = {"tiny-Q8_0.gguf": gguf.read_bytes()}, "tiny-Q8_0.gguf"
+    hub = Hub(registry, files)
+    hub.published[name] = files[name][:-1] + bytes([files[name][-1] ^ 1])
+    said = hashlib.sha256(hub.published[name]).hexdigest()
+    done = command("pull", "hf://org/tiny")
+    assert done.returncode == 1
+    assert f"{name!r} should have the SHA-256 {said}, as the hub says" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert Store(tmp_path / "kvant" / "models").list() == []

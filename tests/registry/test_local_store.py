@@ -147,6 +147,53 @@ def test_names_copies_and_removal(store: Store, gguf: Path, folder: Path) -> Non
     assert (folder / "model.safetensors").exists()
 
 
+def test_removal_waits_for_a_sweep(store: Store, gguf: Path) -> None:
+    store.pull(str(gguf), name="a")
+    removing = threading.Thread(target=store.remove, args=("a",))
+    with store.layout.alone() as free:
+        assert free
+        removing.start()
+        removing.join(0.3)
+        assert "a" in store
+    removing.join(10)
+    assert store.list() == []
+
+
+def test_a_model_that_goes_while_it_is_looked_up(
+    store: Store, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.pull(str(gguf), name="a")
+    monkeypatch.setattr(Store, "_rows", lambda self: [])
+    with pytest.raises(NotInStoreError, match="There is no model 'a:latest'"):
+        store.entry("a")
+
+
+def test_the_index_is_read_once(store: Store, gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.pull(str(gguf), name="a")
+    opened: list[str] = []
+    real = os.open
+
+    def watched(path: Any, *arguments: Any, **settings: Any) -> int:
+        opened.append(str(path))
+        return real(path, *arguments, **settings)
+
+    monkeypatch.setattr(os, "open", watched)
+    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("without a bound"))
+    assert len(store.layout.models()[1]) == 1
+    assert str(store.root / "index.json") not in opened
+    monkeypatch.setattr("kvant.registry.layout._MOST_INDEX", 100)
+    with pytest.raises(FileFormatError, match="at most 100 bytes"):
+        store.layout.models()
+
+
+def test_files_sent_under_one_name(store: Store, gguf: Path) -> None:
+    data = gguf.read_bytes()
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    store.add_blob(digest, [data])
+    with pytest.raises(HostileError, match=r"2 files would be called 'a-b\.gguf'"):
+        store.create("m", "SYSTEM x", files={"a b.gguf": digest, "a-b.gguf": digest})
+
+
 def test_the_database_is_only_a_copy(store: Store, gguf: Path) -> None:
     store.pull(str(gguf), name="a")
     whole = store.list()

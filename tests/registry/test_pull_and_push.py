@@ -28,7 +28,7 @@ from kvant.registry import (
     UnreachableError,
 )
 from kvant.registry.auth import Credentials, find_credentials
-from kvant.registry.http import Patience
+from kvant.registry.http import Patience, is_loopback, origin_of
 from kvant.registry.oci import Registry
 from kvant.registry.pull import pull, push
 
@@ -235,6 +235,86 @@ def test_what_docker_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         find_credentials("two.example")
 
 
+def test_what_a_helper_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    helper = tmp_path / "docker-credential-mine"
+    helper.write_text(
+        '#!/bin/sh\nread host\necho "{\\"Username\\":\\"u\\",\\"Secret\\":\\"$host\\"}"\n'
+    )
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    login = "https://index.docker.io/v1/"  # what `docker login` writes
+
+    def known(**config: Any) -> Credentials | None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return find_credentials("docker.io")
+
+    assert known(credsStore="mine", auths={login: {}}) == Credentials("u", login)
+    assert known(credsStore="mine") == Credentials("u", login)
+    assert known(credHelpers={login: "mine"}) == Credentials("u", login)
+    assert known(credHelpers={"docker.io": "mine"}) == Credentials("u", "docker.io")
+    assert known(credsStore="mine", auths={}) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [
+        *[(host, True) for host in ("localhost", "LOCALHOST:5000", "127.0.0.1", "127.0.0.1:5000")],
+        *[(host, True) for host in ("::1", "[::1]", "[::1]:5000")],
+        *[(host, False) for host in ("example.com:5000", "[::2]:5000", "::2", "127.x.com", "[::1")],
+    ],
+)
+def test_this_machine(host: str, here: bool) -> None:
+    assert is_loopback(host) is here
+
+
+def test_an_address_of_numbers() -> None:
+    assert Registry("[::1]:5000", "x")._base == "http://[::1]:5000/v2/x/"
+    assert origin_of("http://[::1]:5000/token") == "http://[::1]:5000"
+    with pytest.raises(UnreachableError):  # asked, and not refused for its realm
+        Registry("[::1]:9", "x")._token({"realm": "http://[::1]:9/token"}, "pull", "")
+
+
+@pytest.mark.parametrize("part", [400_000, 1 << 30], ids=["by parts", "at once"])
+def test_a_token_that_runs_out_during_an_upload(
+    registry: FakeRegistry, store: Store, gguf: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    monkeypatch.setattr("kvant.registry.oci._CHUNK", part)
+    tokens: list[str] = []
+    got: dict[str, bytes] = {}
+    place = f"http://{registry.host}/up/1?a=b"
+
+    def token(handler: Handler) -> None:
+        tokens.append(f"token-{len(tokens)}")
+        handler.answer(200, json.dumps({"token": tokens[-1]}).encode())
+
+    def takes(handler: Handler) -> None:
+        body = handler.rfile.read(int(handler.headers.get("Content-Length", "0")))
+        used = handler.headers.get("Authorization")
+        # Each token is good until the second part that is sent with it.
+        sent = registry.asked("(PATCH|PUT) /up")
+        if used != f"Bearer {tokens[-1] if tokens else ''}" or (body and sent in (1, 3)):
+            challenge = f'Bearer realm="http://{registry.host}/token",service="here"'
+            handler.answer(401, WWW_Authenticate=challenge)
+            return
+        if handler.command == "HEAD":
+            handler.answer(404)
+        elif handler.command == "POST":
+            got["up"] = b""
+            handler.answer(202, Location=place)
+        else:
+            got["up"] += body
+            if "digest=" in handler.path:
+                got[handler.path.partition("digest=")[2]] = got["up"]
+            handler.answer(202 if handler.command == "PATCH" else 201, Location=place)
+
+    registry.rules += [("GET /token", token), (r" /(v2|up)/", takes)]
+    store.pull(str(gguf), name="m")
+    store.push("m", f"oci://{registry.host}/x")
+    assert len(tokens) > 2
+    assert got[digest(gguf.read_bytes()).replace(":", "%3A")] == gguf.read_bytes()
+
+
 def test_a_proxy(registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.add(MODEL)
     monkeypatch.setenv("http_proxy", f"http://{registry.host}")
@@ -303,6 +383,38 @@ def test_a_connection_that_breaks(
     registry.rules.append((f"blobs/{digest(MODEL)}", breaks))
     store.pull(f"oci://{registry.host}/x")
     assert times == 4
+    assert store.verify().problems == ()
+
+
+def test_a_registry_that_drips_is_given_up(
+    registry: FakeRegistry, store: Store, impatient: Patience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvant.registry.fetch._FIRST_PAUSE", 0.001)
+    registry.add(MODEL)
+    times = 0
+
+    def drips(handler: Handler) -> Any:
+        nonlocal times
+        times += 1
+        if times > 20:
+            return False  # it would go on for ever
+        at = int((handler.headers.get("Range") or "bytes=0-").split("=")[1].split("-")[0])
+        handler.answer(
+            206 if at else 200,
+            MODEL[at : at + 1],
+            Content_Length=str(len(MODEL) - at),
+            Content_Range=f"bytes {at}-{len(MODEL) - 1}/{len(MODEL)}",
+        )
+        handler.close_connection = True
+        return True
+
+    registry.rules.append((f"blobs/{digest(MODEL)}", drips))
+    with pytest.raises(UnreachableError, match="6 of 300000 bytes"):
+        pull(store, f"oci://{registry.host}/x", patience=impatient)
+    assert times == 6
+    # What came stays for the next time.
+    registry.rules.clear()
+    store.pull(f"oci://{registry.host}/x")
     assert store.verify().problems == ()
 
 
@@ -445,6 +557,16 @@ def test_hostile_manifests(registry: FakeRegistry, store: Store, case: str) -> N
     assert kept(store) == []
     assert store.list() == []
     assert registry.asked("GET /v2/x/blobs") == 0
+
+
+def test_files_that_would_have_one_name(registry: FakeRegistry, store: Store) -> None:
+    other = MODEL[::-1]
+    registry.blobs[digest(other)] = other
+    layers = [layer(MODEL, title="a/x.gguf"), layer(other, title="b/x.gguf")]
+    registry.add(MODEL, layers=layers)
+    with pytest.raises(HostileError, match=r"2 files would be called 'model/x\.gguf'"):
+        store.pull(f"oci://{registry.host}/x")
+    assert store.list() == []
 
 
 RAW: dict[str, tuple[bytes, str, str]] = {

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvant.registry import BadNameError, parse_name, parse_reference
+from kvant.api.models import store as open_store
+from kvant.builtin import demo_path
+from kvant.errors import InputError
+from kvant.registry import BadNameError, Store, kvant_home, parse_name, parse_reference
+from kvant.registry.auth import find_credentials
+from kvant.registry.pull import ollama_folder
+from kvant.server.library import Library
 
 FORMS = {
     "llama3.2": ("name", "llama3.2:latest"),
@@ -83,6 +89,37 @@ def test_what_is_a_name_spells_no_path_out(text: str) -> None:
 
 def test_case_makes_no_difference() -> None:
     assert parse_name("Qwen2.5:0.5B").key == parse_name("qwen2.5:0.5b").key
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_a_reference_is_written_as_it_is_read(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = parse_reference(text)
+    assert parse_reference(str(found)) == found
+
+
+def test_homes_of_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_reference("~nobody-here/x.gguf").path == Path("~nobody-here/x.gguf")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KVANT_HOME", "~nobody-here/kvant")
+    monkeypatch.setenv("DOCKER_CONFIG", "~nobody-here/docker")
+    monkeypatch.setenv("OLLAMA_MODELS", "~nobody-here/ollama")
+    assert kvant_home() == Path("~nobody-here/kvant")
+    assert find_credentials("example.com") is None
+    assert ollama_folder() == Path("~nobody-here/ollama")
+    store = Store(tmp_path / "store")
+    with pytest.raises(InputError, match="no such file"):
+        store.pull("~nobody-here/x.gguf")
+    with pytest.raises(InputError, match="no such file"):
+        store.create("m", "FROM ~nobody-here/x")
+    with pytest.raises(InputError, match=r"no such file|expected a LoRA adapter's folder"):
+        open_store(store.root).create("m", f"FROM {demo_path()}\nADAPTER ~nobody-here/x")
+    with pytest.raises(InputError, match="no such file or folder"):
+        Library(("m=~nobody-here/x",))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_reference("~/x").path == tmp_path / "x"
 
 
 def test_paths_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ Have a model in the store, where it is called by name from then on:
   kvant pull ./model.gguf                  a file or folder, used where it lies
 
 What is on this machine already is used in place, not copied. An interrupted pull goes on where it
-stopped. Everything that comes is compared with its digest.
+stopped. What comes is compared with its digest; of Hugging Face's files those that it publishes a
+SHA-256 of, so all weights.
 """
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "read_exactly",
     "refuse_other_kinds",
     "show",
+    "with_home",
 ]
 
 _SAFETENSORS_REMEDY = (
@@ -48,6 +49,14 @@ def show(value: object) -> str:
     short.maxlist = short.maxdict = 8
     short.maxstring = 60
     return short.repr(value)
+
+
+def with_home(text: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` as the home it means; as it stands where nobody has one.
+
+    ``Path.expanduser`` raises RuntimeError there (``~nosuch/x``), which no user should meet.
+    """
+    return Path(os.path.expanduser(text))  # noqa: PTH111
 
 
 @contextmanager

@@ -15,16 +15,17 @@ import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kvant.errors import KvantError
 from kvant.files.config_json import read_json
+from kvant.files.source import with_home
 from kvant.registry.errors import DeniedError
 
 __all__ = ["Credentials", "find_credentials", "parse_challenge"]
 
 _HELPER = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_DOCKER_HUB_LOGIN = "https://index.docker.io/v1/"
 _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 
 
@@ -55,7 +56,7 @@ def find_credentials(host: str) -> Credentials | None:
         if equals and name.lower() == host:
             user, colon, password = secret.partition(":")
             return Credentials(user, password) if colon else Credentials(bearer=secret)
-    folder = Path(os.environ.get("DOCKER_CONFIG") or "~/.docker").expanduser()
+    folder = with_home(os.environ.get("DOCKER_CONFIG") or "~/.docker")
     path = folder / "config.json"
     if not path.exists():
         return None
@@ -76,18 +77,21 @@ def _from_docker(config: Mapping[str, Any], host: str) -> Credentials | None:
     ]
     helpers = config.get("credHelpers")
     if isinstance(helpers, dict):
-        helper = next((helpers[s] for s in spellings if s in helpers), None)
-        if isinstance(helper, str):
-            return _from_helper(helper, host)
+        written = next((s for s in spellings if s in helpers), None)
+        if written is not None and isinstance(helpers[written], str):
+            return _from_helper(helpers[written], written)
+    # `docker login` writes this, and a helper finds only what it was given by the same text.
+    written = _DOCKER_HUB_LOGIN if host in _DOCKER_HUB else host
     stored = config.get("auths")
     if isinstance(stored, dict):
-        entry = next((stored[s] for s in spellings if s in stored), None)
+        written = next((s for s in spellings if s in stored), None)
+        if written is None:
+            return None
+        entry = stored[written]
         if isinstance(entry, dict) and (found := _from_entry(entry)) is not None:
             return found
-        if entry is None:
-            return None
     helper = config.get("credsStore")
-    return _from_helper(helper, host) if isinstance(helper, str) else None
+    return _from_helper(helper, written) if isinstance(helper, str) else None
 
 
 def _from_entry(entry: Mapping[str, Any]) -> Credentials | None:
@@ -107,14 +111,14 @@ def _from_entry(entry: Mapping[str, Any]) -> Credentials | None:
     return found if found != Credentials() else None
 
 
-def _from_helper(helper: str, host: str) -> Credentials | None:
-    """Ask docker's helper program, as docker does."""
+def _from_helper(helper: str, server: str) -> Credentials | None:
+    """Ask docker's helper program for what was stored for ``server``, as docker does."""
     if not _HELPER.fullmatch(helper):
         return None
     try:
         done = subprocess.run(
             [f"docker-credential-{helper}", "get"],
-            input=host,
+            input=server,
             capture_output=True,
             text=True,
             timeout=30,

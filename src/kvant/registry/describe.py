@@ -19,6 +19,7 @@ __all__ = [
     "describe_folder",
     "describe_gguf",
     "folder_files",
+    "gguf_details",
     "gguf_files",
     "is_license",
     "is_wanted",
@@ -36,13 +37,8 @@ _WANTED = re.compile(
 _LICENSE = re.compile(r"(?i:LICENSE|LICENCE)(?:\.(?:md|txt))?")
 
 
-def gguf_files(path: Path) -> Sequence[Path]:
-    """The file, or all shards of a split one.
-
-    Raises:
-        InputError: there is none, or it is damaged.
-    """
-    file = read_gguf_split(path)
+def gguf_files(file: GgufFile) -> Sequence[Path]:
+    """The file, or all shards of a split one."""
     return [part.path for part in file.parts] or [file.path]
 
 
@@ -52,7 +48,11 @@ def describe_gguf(path: Path) -> Details:
     Raises:
         InputError: it is damaged, or no GGUF file.
     """
-    file = read_gguf_split(path)
+    return gguf_details(read_gguf_split(path))
+
+
+def gguf_details(file: GgufFile) -> Details:
+    """The same of one that was read."""
     parameters = sum(t.elements for t in file.tensors.values())
     info = info_from_gguf(file, parameters)
     family = file.get_str("general.architecture", "")

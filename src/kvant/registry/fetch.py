@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from pathlib import Path
 
 from kvant.errors import InputError, OutputError
 from kvant.registry.errors import HostileError, UnreachableError
+from kvant.registry.http import Patience
 from kvant.registry.index import Index, Sealed
 from kvant.registry.layout import Layout
 from kvant.registry.manifest import Descriptor, hex_of
@@ -18,7 +19,7 @@ from kvant.registry.progress import Progress, Step, silent
 
 __all__ = ["Opener", "fetch_blob", "file_digest", "link_file", "store_pieces"]
 
-Opener = Callable[[int], tuple[int, Iterator[bytes]]]
+Opener = Callable[[int], tuple[int, Generator[bytes, None, None]]]
 """Given the first byte wanted, the first byte that comes (0 where a server takes no ranges) and the
 bytes from there on."""
 
@@ -28,13 +29,18 @@ _FIRST_PAUSE = 0.5
 
 
 def fetch_blob(
-    layout: Layout, blob: Descriptor, open_at: Opener, progress: Progress | None = None
+    layout: Layout,
+    blob: Descriptor,
+    open_at: Opener,
+    progress: Progress | None = None,
+    patience: Patience | None = None,
 ) -> None:
     """Have a blob in the store; within `Layout.adding`.
 
     When another process fetches it already, this waits for that one, and takes over if it ends.
     What has come stays for another try, also of another process; a connection that breaks is
-    opened again, as long as something comes.
+    opened again, as long as what comes is what ``patience`` demands: a few attempts in a row that
+    bring less are the last.
 
     Raises:
         HostileError: what came is not what the digest says. Nothing of it is kept.
@@ -51,7 +57,7 @@ def fetch_blob(
         if path is not None:
             _check_space(path, blob.size)
             with path.open("r+b", buffering=0) as file:
-                sha = _continue(file.fileno(), blob, open_at, waiting)
+                sha = _continue(file.fileno(), blob, open_at, waiting, patience or Patience())
                 if sha != hex_of(blob.digest):
                     path.unlink()
                     raise HostileError(
@@ -64,7 +70,9 @@ def fetch_blob(
         tell(Step(status, blob.digest, blob.size, blob.size, blob.title))
 
 
-def _continue(fd: int, blob: Descriptor, open_at: Opener, tell: Callable[[int], None]) -> str:
+def _continue(
+    fd: int, blob: Descriptor, open_at: Opener, tell: Callable[[int], None], patience: Patience
+) -> str:
     """Fetch what is missing; returns the SHA-256 of it all."""
     done = os.fstat(fd).st_size
     if done > blob.size:
@@ -73,13 +81,13 @@ def _continue(fd: int, blob: Descriptor, open_at: Opener, tell: Callable[[int], 
     sha = _hash_start(fd, done)
     failures = 0
     while done < blob.size:
-        before = done
+        before, since = done, time.monotonic()
         try:
             start, pieces = open_at(done)
             if start != done:  # it sends everything again
                 os.ftruncate(fd, start)
                 sha, done = _hash_start(fd, start), start
-            with closing(_closable(pieces)):
+            with closing(pieces):
                 for piece in pieces:
                     if done + len(piece) > blob.size:
                         os.ftruncate(fd, 0)
@@ -94,7 +102,9 @@ def _continue(fd: int, blob: Descriptor, open_at: Opener, tell: Callable[[int], 
             if done < blob.size and done == before:
                 raise UnreachableError("the connection was closed")
         except UnreachableError as error:
-            failures = 1 if done > before else failures + 1
+            # One byte an attempt would keep this going for ever.
+            demanded = patience.rate * max(patience.window, time.monotonic() - since)
+            failures = 1 if done - before >= demanded else failures + 1
             if failures >= _ATTEMPTS:
                 raise UnreachableError(
                     f"{str(error).rstrip('.')}. {done} of {blob.size} bytes of {blob.digest[:19]} "
@@ -170,8 +180,11 @@ def link_file(
     progress: Progress | None = None,
     *,
     ours: bool = False,
+    check: Callable[[Path, str], None] | None = None,
 ) -> tuple[str, int]:
     """Have a file of this machine in the store without a second copy; within `Layout.adding`.
+
+    ``check`` is called with the file and its digest before; what it raises keeps it out.
 
     Returns:
         Digest and size.
@@ -181,6 +194,8 @@ def link_file(
         OutputError: no space, no permission.
     """
     digest, size = file_digest(path, None if ours else index, progress)
+    if check is not None:
+        check(path, digest)
     if not layout.has(digest, size):
         before = path.stat()
         how = layout.link(path, digest, ours=ours)
@@ -232,19 +247,3 @@ def _check_space(path: Path, size: int) -> None:
             f"{path.parent.parent}: {missing / 1e6:,.1f} MB are to come, its disk has "
             f"{free / 1e6:,.1f} MB free. Free some space, or set KVANT_HOME to another disk."
         )
-
-
-def _closable(pieces: Iterator[bytes]) -> _Closable:
-    return _Closable(pieces)
-
-
-class _Closable:
-    """Whatever yields pieces, closed if it can be."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-
-    def close(self) -> None:
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()

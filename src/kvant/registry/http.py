@@ -50,13 +50,19 @@ def origin_of(url: str) -> str:
     """
     parts = _split(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    return f"{parts.scheme}://{(parts.hostname or '').lower()}:{port}"
+    name = (parts.hostname or "").lower()
+    return f"{parts.scheme}://{f'[{name}]' if ':' in name else name}:{port}"
 
 
 def is_loopback(host: str) -> bool:
     """Whether a host (with or without a port) is this machine."""
-    name = host.rpartition(":")[0] if host.count(":") == 1 else host
-    name = name.strip("[]").lower()
+    if host.count(":") > 1 and not host.startswith("["):
+        name = host.lower()  # an IPv6 address without brackets, so without a port
+    else:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
     return name in ("localhost", "::1") or (
         name.startswith("127.") and name.replace(".", "").isdigit()
     )

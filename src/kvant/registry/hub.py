@@ -16,7 +16,13 @@ from kvant.errors import MissingExtraError
 from kvant.files.atomic import write_atomic
 from kvant.files.source import quote
 from kvant.registry.describe import is_license, is_wanted
-from kvant.registry.errors import AbsentError, DeniedError, RegistryError, UnreachableError
+from kvant.registry.errors import (
+    AbsentError,
+    DeniedError,
+    HostileError,
+    RegistryError,
+    UnreachableError,
+)
 from kvant.registry.making import Base, from_files
 from kvant.registry.name import Reference
 from kvant.registry.progress import Progress, Step
@@ -24,6 +30,7 @@ from kvant.registry.store import Store
 
 __all__ = ["choose", "from_hub"]
 
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _ASIDE = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 _PREFERRED = ("Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_XS", "Q5_K_M", "Q8_0")
@@ -41,6 +48,7 @@ def from_hub(store: Store, found: Reference, tell: Progress, *, offline: bool = 
         AbsentError: there is no such repository, revision or file.
         DeniedError: it is gated or private.
         UnreachableError: no network, or none allowed.
+        HostileError: a file is not what its published digest says.
     """
     try:
         import huggingface_hub as hub
@@ -61,27 +69,43 @@ def from_hub(store: Store, found: Reference, tell: Progress, *, offline: bool = 
             commit = info.sha or revision
     chosen = choose(names, found.tag, str(found))
     extra = [n for n in names if n == "README.md" or is_license(n)]
-    first: Path | None = None
+    paths: list[Path] = []
     for name in dict.fromkeys((*chosen, *extra)):
         with _Failures(found):
-            path = Path(
-                hub.hf_hub_download(
-                    found.repository,
-                    name,
-                    revision=commit,
-                    local_files_only=offline,
-                    tqdm_class=_reporter(tell, name),
-                )
+            place = hub.hf_hub_download(
+                found.repository,
+                name,
+                revision=commit,
+                local_files_only=offline,
+                tqdm_class=_reporter(tell, name),
             )
-        first = first or path
-    assert first is not None
+        paths.append(Path(place))
     if not offline and commit != revision:
         _note_revision(found.repository, revision, commit)
+    first = paths[0]
+    snapshot = first.parents[chosen[0].count("/")]  # any file may be the first, in any folder
     if not first.name.lower().endswith(".gguf"):
-        return from_files(store, first.parent, tell)
-    base = from_files(store, first, tell)
-    card = first.parents[chosen[0].count("/")] if extra else None
-    return _with_license(store, base, card, tell)
+        return from_files(store, snapshot, tell, check=_check_published)
+    base = from_files(store, first, tell, check=_check_published)
+    return _with_license(store, base, snapshot if extra else None, tell)
+
+
+def _check_published(path: Path, digest: str) -> None:
+    """Compare a file with the digest the hub published, where it published one.
+
+    The hub's library compares sizes only. It names a file in its cache by the ETag, and that of a
+    large file (LFS, Xet), so of all weights, is its SHA-256; of small ones it is git's own hash.
+
+    Raises:
+        HostileError: it is another file.
+    """
+    real = path.resolve()
+    if _SHA256.fullmatch(real.name) and digest != f"sha256:{real.name}":
+        raise HostileError(
+            f"{quote(path.name)} should have the SHA-256 {real.name}, as the hub says, and has "
+            f"{digest[7:]}. Nothing of it was kept in the store. Delete {real} and pull again; if "
+            "it stays so, the hub is damaged or not honest."
+        )
 
 
 def choose(names: Sequence[str], wanted: str, where: str) -> list[str]:
@@ -189,7 +213,7 @@ def _with_license(store: Store, base: Base, folder: Path | None, tell: Progress)
     layers = list(base.layers)
     for path in sorted(folder.iterdir()):
         if is_license(path.name) and path.stat().st_size < 1 << 20:
-            digest, size = link_file(store.layout, path, store.index, tell)
+            digest, size = link_file(store.layout, path, store.index, tell, check=_check_published)
             layers.append(Descriptor(ROLE_TYPES["license"], digest, size))
             if not details.license:
                 text = path.read_text(errors="replace")

@@ -35,7 +35,7 @@ from pathlib import Path
 
 from kvant.errors import FileFormatError, OutputError
 from kvant.files.atomic import AtomicFile, hidden_beside, sync_folder
-from kvant.files.config_json import read_json
+from kvant.files.config_json import parse_json
 from kvant.registry.links import link, move
 from kvant.registry.listed import Listed
 from kvant.registry.manifest import Descriptor, Manifest, digest_of, hex_of, parse_manifest
@@ -184,12 +184,13 @@ class Layout:
             FileFormatError: ``index.json`` is damaged.
         """
         try:
-            raw = self.index_file.read_bytes()
+            with self.index_file.open("rb") as file:
+                raw = file.read(_MOST_INDEX + 1)
         except FileNotFoundError:
             return "", []
         except OSError as error:
             raise FileFormatError(f"{self.index_file}: cannot be read: {error.strerror}.") from None
-        body = read_json(self.index_file, _MOST_INDEX) if len(raw) > 0 else None
+        body = parse_json(raw, str(self.index_file), _MOST_INDEX)
         try:
             return digest_of(raw), [Listed.from_entry(entry) for entry in body["manifests"]]  # type: ignore[index]
         except (KeyError, TypeError, ValueError):

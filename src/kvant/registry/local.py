@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 
 from kvant.errors import FileFormatError, UnsupportedError, UsageError
 from kvant.files.config_json import parse_json
+from kvant.files.source import quote
 from kvant.registry.details import Details, license_of
+from kvant.registry.errors import HostileError
 from kvant.registry.index import Row
 from kvant.registry.manifest import MOST_TEXT, Descriptor, Manifest, Role
 from kvant.registry.modelfile import Message, Modelfile, jinja_of
 from kvant.registry.parameters import Parameters, normal, split_parameters
 
-__all__ = ["Contents", "Entry", "Local", "Shown", "read_contents", "view_files"]
+__all__ = ["Contents", "Entry", "Local", "Shown", "distinct", "read_contents", "view_files"]
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
@@ -170,12 +173,15 @@ def view_files(manifest: Manifest, details: Details) -> tuple[dict[str, str], st
 
     Returns:
         Digest by path in the folder; the path of what is opened; that of the adapter's folder.
+
+    Raises:
+        HostileError: two files would have one path.
     """
     stem = "".join(c if (c.isalnum() and c.isascii()) or c in "._-" else "-" for c in details.name)
     stem = stem.strip(".-")[:80] or "model"
     if stem.casefold() == "adapter":
         stem = "model"
-    files: dict[str, str] = {}
+    files: list[tuple[str, str]] = []
     if ggufs := manifest.of("gguf"):
         names = []
         for number, layer in enumerate(ggufs):
@@ -183,14 +189,30 @@ def view_files(manifest: Manifest, details: Details) -> tuple[dict[str, str], st
             if not title.endswith(".gguf"):
                 title = f"{stem}.gguf" if number == 0 else f"{stem}-{number}.gguf"
             names.append(title)
-            files[f"{stem}/{title}"] = layer.digest
+            files.append((f"{stem}/{title}", layer.digest))
         # Shards are opened by the first of them, whatever order they are listed in.
         main = f"{stem}/{min(names) if all(map(_SHARD.search, names)) else names[0]}"
     else:
-        files |= {f"{stem}/{layer.title}": layer.digest for layer in manifest.of("file")}
+        files += [(f"{stem}/{layer.title}", layer.digest) for layer in manifest.of("file")]
         main = stem
-    adapter = {f"adapter/{layer.title}": layer.digest for layer in manifest.of("adapter")}
-    return files | adapter, main, "adapter" if adapter else None
+    adapter = [(f"adapter/{layer.title}", layer.digest) for layer in manifest.of("adapter")]
+    distinct([path for path, _ in files + adapter])
+    return dict(files + adapter), main, "adapter" if adapter else None
+
+
+def distinct(names: Sequence[str]) -> Sequence[str]:
+    """The names files are to have in a folder; they were cleaned, which may have made two one.
+
+    Raises:
+        HostileError: two are the same.
+    """
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise HostileError(
+                f"{count} files would be called {quote(name)}, expected one. No model "
+                "was made of them; give them other names."
+            )
+    return names
 
 
 def _object(raw: bytes, what: str, like: Any) -> Any:

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import TypeAlias
 
 from kvant.errors import InputError, UsageError
-from kvant.files.source import quote
+from kvant.files.gguf import read_gguf_split
+from kvant.files.source import quote, with_home
 from kvant.registry.describe import (
     describe_folder,
     describe_gguf,
     folder_files,
+    gguf_details,
     gguf_files,
     is_license,
 )
 from kvant.registry.details import Details, license_of
 from kvant.registry.errors import HostileError
 from kvant.registry.fetch import link_file
-from kvant.registry.local import Contents, Entry, read_contents, to_layer, view_files
+from kvant.registry.local import Contents, Entry, distinct, read_contents, to_layer, view_files
 from kvant.registry.manifest import (
     CONFIG_TYPE,
     ROLE_TYPES,
@@ -128,24 +130,41 @@ def _quantized(store: Store, base: Base, recipe: str, quantizer: Quantizer, tell
     return Base((*made.layers, *kept), details, base.contents)
 
 
-def from_files(store: Store, path: Path, progress: Progress, *, ours: bool = False) -> Base:
+def from_files(
+    store: Store,
+    path: Path,
+    progress: Progress,
+    *,
+    ours: bool = False,
+    check: Callable[[Path, str], None] | None = None,
+) -> Base:
     """A GGUF file (with its other shards) or a folder of safetensors as layers, in place.
+
+    Args:
+        store: where.
+        path: the file, any shard, or the folder.
+        progress: told what happens.
+        ours: the files may be moved away.
+        check: as for `link_file`.
 
     Raises:
         InputError: it is neither, or damaged.
+        HostileError: two files would have one name.
     """
     if path.is_dir():
         details = describe_folder(path)
         named = folder_files(path)
         role: Role = "file"
     else:
-        details = describe_gguf(path)
-        named = {_title(p.name): p for p in gguf_files(path)}
+        file = read_gguf_split(path)
+        details = gguf_details(file)
+        parts = gguf_files(file)
+        named = dict(zip(distinct([_title(p.name) for p in parts]), parts, strict=True))
         role = "gguf"
     layers = []
     licenses = []
-    for title, file in named.items():
-        digest, size = link_file(store.layout, file, store.index, progress, ours=ours)
+    for title, place in named.items():
+        digest, size = link_file(store.layout, place, store.index, progress, ours=ours, check=check)
         progress(Step("using existing file", digest, size, size, title))
         layers.append(Descriptor(ROLE_TYPES[role], digest, size, {TITLE: title}))
         if is_license(title) and size < 1 << 20:
@@ -200,7 +219,7 @@ def _local_path(store: Store, base: str, folder: Path) -> Path | None:
     """The file or folder that FROM names; None where it names a model."""
     if _BLOB.fullmatch(base) or "://" in base:
         return None
-    path = Path(base).expanduser()
+    path = with_home(base)
     path = path if path.is_absolute() else folder / path
     looks = base.startswith((".", "/", "~")) or base.lower().endswith(".gguf")
     if looks or (path.exists() and base not in store):
@@ -231,10 +250,10 @@ def _base(store: Store, base: str, folder: Path, paths: bool, tell: Progress) ->
 def _from_blobs(store: Store, files: Mapping[str, str]) -> Base:
     """Files that were sent before, by digest."""
     layers = []
-    for name, digest in files.items():
+    titles = distinct([_title(name) for name in files])
+    for title, (name, digest) in zip(titles, files.items(), strict=True):
         if not store.has_blob(digest):
             raise InputError(f"Blob {quote(digest)} of {quote(name)} was not sent. Send it first.")
-        title = _title(name)
         role: Role = "gguf" if title.lower().endswith(".gguf") else "file"
         size = store.layout.blob(digest).stat().st_size
         layers.append(Descriptor(ROLE_TYPES[role], digest, size, {TITLE: title}))
@@ -252,13 +271,12 @@ def _from_blobs(store: Store, files: Mapping[str, str]) -> Base:
 
 def _adapter_blobs(store: Store, adapters: Mapping[str, str]) -> tuple[Descriptor, ...]:
     found = []
-    for name, digest in adapters.items():
+    titles = distinct([_title(Path(name).name) for name in adapters])
+    for title, (name, digest) in zip(titles, adapters.items(), strict=True):
         if not store.has_blob(digest):
             raise InputError(f"Blob {quote(digest)} of {quote(name)} was not sent. Send it first.")
         size = store.layout.blob(digest).stat().st_size
-        found.append(
-            Descriptor(ROLE_TYPES["adapter"], digest, size, {TITLE: _title(Path(name).name)})
-        )
+        found.append(Descriptor(ROLE_TYPES["adapter"], digest, size, {TITLE: title}))
     return tuple(found)
 
 
@@ -267,7 +285,7 @@ def _adapter(
 ) -> tuple[Descriptor, ...]:
     if not paths:
         raise UsageError(f"ADAPTER cannot name a file here, got {quote(text)}. Send its files.")
-    place = Path(text).expanduser()
+    place = with_home(text)
     place = place if place.is_absolute() else folder / place
     found = []
     for title in ("adapter_config.json", "adapter_model.safetensors"):

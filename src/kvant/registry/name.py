@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kvant.files.source import quote
+from kvant.files.source import quote, with_home
 from kvant.registry.errors import BadNameError
 
 __all__ = ["HUB_HOST", "LATEST", "Name", "Reference", "parse_name", "parse_reference"]
@@ -92,7 +92,8 @@ class Reference:
             at = f"@{self.revision}" if self.revision else ""
             return f"hf://{self.repository}{at}" + (f":{self.tag}" if self.tag else "")
         if self.kind == "oci":
-            return f"oci://{self.host}/{self.repository}:{self.tag}"
+            scheme = f"oci+{self.scheme}" if self.scheme else "oci"
+            return f"{scheme}://{self.host}/{self.repository}:{self.tag}"
         return str(self.name)
 
 
@@ -125,7 +126,7 @@ def parse_reference(text: str, *, paths: bool = True) -> Reference:
     if len(parts) > 1 and parts[0].lower() in _HUB_HOSTS:
         return _hub("/".join(parts[1:]), text)
     if paths and _is_path(text):
-        path = Path(text).expanduser()
+        path = with_home(text)
         return Reference("path", _name_of(path), path=path)
     if len(parts) > 1 and _looks_like_host(parts[0]):
         return _oci(text, text, "")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote as url_quote
@@ -21,6 +22,7 @@ from kvant.registry.errors import (
     RegistryError,
     UnreachableError,
 )
+from kvant.registry.fetch import Opener
 from kvant.registry.http import Http, Patience, Response, is_loopback, origin_of
 from kvant.registry.manifest import (
     INDEX_TYPES,
@@ -40,6 +42,9 @@ _CHUNK = 64 << 20
 """Bytes of an upload sent at once: what has to be sent again when a connection breaks."""
 _READ = 1 << 20
 _ATTEMPTS = 4
+
+Body = Callable[[], Iterator[bytes]]
+"""What gives the pieces of a body, from its beginning whenever it is called."""
 
 
 class Registry:
@@ -113,10 +118,10 @@ class Registry:
             media = _stated_type(raw, where)
         return raw, media
 
-    def open_blob(self, blob: Descriptor) -> Callable[[int], tuple[int, Iterator[bytes]]]:
+    def open_blob(self, blob: Descriptor) -> Opener:
         """A function that begins to send a blob at an offset, for `fetch_blob`."""
 
-        def open_at(offset: int) -> tuple[int, Iterator[bytes]]:
+        def open_at(offset: int) -> tuple[int, Generator[bytes, None, None]]:
             wanted = {"Range": f"bytes={offset}-{blob.size - 1}"} if offset else {}
             answer = self._ask("GET", f"blobs/{blob.digest}", wanted, scope="pull")
             if answer.status == 206 and offset:
@@ -170,7 +175,7 @@ class Registry:
                 raise self._failed(answer, f"{self.host}/{self.repository}: takes no uploads")
             place = self._location(answer)
         if blob.size <= _CHUNK:
-            self._finish(place, blob, self._slice(path, 0, blob.size, tell), blob.size)
+            self._finish(place, blob, partial(self._slice, path, 0, blob.size, tell), blob.size)
             return "sent"
         place = self._chunks(place, blob, path, tell)
         self._finish(place, blob, b"", 0)
@@ -185,7 +190,7 @@ class Registry:
                 "Content-Type": "application/octet-stream",
                 "Content-Range": f"{at}-{at + count - 1}",
             }
-            body = self._slice(path, at, count, tell)
+            body = partial(self._slice, path, at, count, tell)
             try:
                 with self._ask("PATCH", place, headers, body, "pull,push", length=count) as answer:
                     if answer.status not in (201, 202, 204):
@@ -209,9 +214,7 @@ class Registry:
             new = self._location(answer) if "location" in answer.headers else place
         return new, int(last) + 1 if last.isdigit() and int(last) > 0 else at
 
-    def _finish(
-        self, place: str, blob: Descriptor, body: bytes | Iterator[bytes], length: int
-    ) -> None:
+    def _finish(self, place: str, blob: Descriptor, body: bytes | Body, length: int) -> None:
         joint = "&" if "?" in place else "?"
         url = f"{place}{joint}digest={url_quote(blob.digest, safe='')}"
         headers = {"Content-Type": "application/octet-stream"}
@@ -259,24 +262,29 @@ class Registry:
         method: str,
         place: str,
         headers: dict[str, str],
-        body: bytes | Iterator[bytes] | None = None,
+        body: bytes | Body | None = None,
         scope: str = "pull",
         other: str = "",
         *,
         length: int | None = None,
     ) -> Response:
-        """A request; once more with credentials where they are asked for."""
+        """A request; once more with credentials where they are asked for.
+
+        That may be in the middle of an upload, whose token has run out; the part is sent again.
+        """
         url = place if "://" in place else self._base + place
-        streamed = body is not None and not isinstance(body, bytes)
-        answer = self._http.request(method, url, headers, body, length)
+
+        def send() -> Response:
+            sent = body() if callable(body) else body
+            return self._http.request(method, url, headers, sent, length)
+
+        answer = send()
         if answer.status != 401 or origin_of(answer.url) != origin_of(self._base):
             return answer
         with answer:
             challenge = answer.headers.get("www-authenticate", "")
         self._authenticate(challenge, scope, other)
-        if streamed:  # what was read of it is gone; uploads begin with a POST, which asked first
-            raise DeniedError(f"{self.host}: the credentials ran out during an upload. Try again.")
-        return self._http.request(method, url, headers, body, length)
+        return send()
 
     def _authenticate(self, challenge: str, scope: str, other: str) -> None:
         scheme, values = parse_challenge(challenge)
@@ -377,7 +385,7 @@ class Registry:
         return kind(f"{what} (HTTP {answer.status}{said}).{again}")
 
 
-def _closing(answer: Response) -> Iterator[bytes]:
+def _closing(answer: Response) -> Generator[bytes, None, None]:
     with answer:
         yield from answer.pieces()
 

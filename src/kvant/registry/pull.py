@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvant.errors import KvantError, UsageError
-from kvant.files.source import quote
-from kvant.registry.errors import AbsentError, BadNameError, UnreachableError
+from kvant.files.source import quote, with_home
+from kvant.registry.errors import AbsentError, UnreachableError
 from kvant.registry.fetch import fetch_blob, link_file
 from kvant.registry.http import Patience
 from kvant.registry.layout import Layout
@@ -69,7 +69,7 @@ def pull(
     with store.layout.adding():
         if found.kind == "path":
             assert found.path is not None
-            place = found.path.expanduser().resolve()
+            place = found.path.resolve()
             base = from_files(store, place, tell)
             entry = _commit(store, called, base, str(place), tell)
         elif found.kind == "hub":
@@ -138,7 +138,7 @@ def push(
 
 def ollama_folder() -> Path:
     """Where Ollama keeps its models."""
-    return Path(os.environ.get("OLLAMA_MODELS") or "~/.ollama/models").expanduser()
+    return with_home(os.environ.get("OLLAMA_MODELS") or "~/.ollama/models")
 
 
 def _commit(store: Store, name: Name, base: Base, source: str, tell: Progress) -> Entry:
@@ -186,13 +186,19 @@ def _pull_oci(
         if (why := _REFUSED.get(layer.media_type)) is not None:
             raise UsageError(f"{found} has {why}.")
     for blob in manifest.blobs:
-        _get_blob(store, registry, blob, tell)
+        _get_blob(store, registry, blob, tell, patience)
     tell(Step("verifying sha256 digest"))
     tell(Step("writing manifest"))
     return store.commit(called, manifest, str(found))
 
 
-def _get_blob(store: Store, registry: Registry | None, blob: Descriptor, tell: Progress) -> None:
+def _get_blob(
+    store: Store,
+    registry: Registry | None,
+    blob: Descriptor,
+    tell: Progress,
+    patience: Patience | None,
+) -> None:
     layout: Layout = store.layout
     if layout.has(blob.digest, blob.size):
         status = f"pulling {hex_of(blob.digest)[:12]}"
@@ -207,7 +213,7 @@ def _get_blob(store: Store, registry: Registry | None, blob: Descriptor, tell: P
         raise UnreachableError(
             f"Blob {blob.digest[:19]} is not on this machine, and nothing may be fetched."
         )
-    fetch_blob(layout, blob, registry.open_blob(blob), tell)
+    fetch_blob(layout, blob, registry.open_blob(blob), tell, patience)
 
 
 def _ollama_manifest(host: str, repository: str, tag: str) -> Manifest | None:
@@ -223,7 +229,7 @@ def _mount_from(source: str, to: Reference) -> str | None:
     """The repository of the same registry that a model came from, which has its blobs."""
     try:
         came = parse_reference(source, paths=False)
-    except (BadNameError, KvantError):
+    except KvantError:
         return None
     same = came.kind == "oci" and came.host.lower() == to.host.lower()
     return came.repository if same and came.repository != to.repository else None

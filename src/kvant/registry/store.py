@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvant.errors import FileFormatError, InputError, KvantError
-from kvant.files.source import quote
+from kvant.files.source import quote, with_home
 from kvant.registry.checking import Verified, verify
 from kvant.registry.errors import BadNameError, NotInStoreError
 from kvant.registry.index import Blobs, Index
@@ -33,15 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Store", "Swept", "Verified", "kvant_home"]
 
-_READ = 1 << 20
-
 
 def kvant_home() -> Path:
     """Where kvant keeps what outlives a command: ``KVANT_HOME``, or ``~/.local/share/kvant``."""
     if given := os.environ.get("KVANT_HOME"):
-        return Path(given).expanduser()
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "kvant"
+        return with_home(given)
+    return with_home(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "kvant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +99,11 @@ class Store:
         Raises:
             NotInStoreError: there is none of that name.
         """
-        listed = self._get(name)
-        return next(row for row in self._rows() if row.name.casefold() == listed.key)
+        wanted = parse_name(name)
+        for row in self._rows():
+            if row.name.casefold() == wanted.key:
+                return row
+        raise self._absent(wanted)
 
     def resolve(self, name: str) -> Local:
         """A model, ready to be opened.
@@ -181,7 +181,7 @@ class Store:
         wanted = [parse_name(name) for name in names]
         if not self._layout.exists and wanted:
             raise self._absent(wanted[0])
-        with self._layout.changing() as listed:
+        with self._layout.adding(), self._layout.changing() as listed:
             for name in wanted:
                 if name.key not in listed:
                     raise self._absent(name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kvant.api.source import resolve as resolve_source
 from kvant.builtin import DEMO
 from kvant.errors import InputError, UsageError
-from kvant.files.source import quote
+from kvant.files.source import quote, with_home
 from kvant.registry.errors import BadNameError, NotInStoreError
 from kvant.server.jobs import ModelNotFoundError
 from kvant.server.prepare import Defaults
@@ -110,11 +110,11 @@ def _split(model: str) -> tuple[str, Path | None]:
     name, equals, text = model.partition("=")
     if not equals:
         text = model
-        path = Path(model).expanduser()
+        path = with_home(model)
         if not path.exists():
             return model, None  # a name, for the store
         name = path.name.removesuffix(".gguf") or path.resolve().name
-    path = Path(text).expanduser()
+    path = with_home(text)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder. Give a model's path, or its name.")
     return name, path.resolve()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from terminal import CTRL_C, CTRL_D, Terminal
 
+from kvant.api.models import store
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 
 CALM = ("--temperature", "0", "-n", "5")
@@ -92,6 +94,8 @@ def test_a_conversation_that_becomes_too_long() -> None:
 def test_without_a_template_texts_are_continued() -> None:
     with Terminal("run", "demo", *CALM, "--no-template") as t:
         t.expect(PROMPT)
+        t.say("/set system Be kind.")
+        assert "kvant: A system message is part of a chat template" in t.expect(PROMPT)
         t.say("Once upon a time")
         assert "there was" in t.expect(PROMPT)
         t.say("/bye")
@@ -108,6 +112,7 @@ def test_ctrl_c_ends_a_single_answer() -> None:
 
 def test_commands_and_saved_conversations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KVANT_HOME", str(tmp_path))
+    monkeypatch.setenv("KVANT_REGISTRY", "http://127.0.0.1:9")
     with Terminal("run", "demo", *CALM) as t:
         t.expect(PROMPT)
         t.say("/set parameter temperature 0.5")
@@ -142,6 +147,8 @@ def test_commands_and_saved_conversations(monkeypatch: pytest.MonkeyPatch, tmp_p
         assert "Saved as talk:latest." in t.expect(PROMPT)
         t.say("/load nothing/at/all")
         assert "kvant: nothing/at/all: no such file" in t.expect(PROMPT)
+        t.say("/load nothing-of-this-name")  # nor does a name that cannot be pulled end it
+        assert "nobody answers at that port" in t.expect(PROMPT)
         t.say("/load talk")
         loaded = t.expect(PROMPT)
         assert "Chat with Demo" in loaded
@@ -161,3 +168,22 @@ def test_commands_and_saved_conversations(monkeypatch: pytest.MonkeyPatch, tmp_p
         t.expect("/bye")
         t.say("")
         assert t.status() == 0
+
+
+def test_what_a_model_says_of_itself_steers_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KVANT_HOME", str(tmp_path))
+    store().create("odd", "FROM demo\nSYSTEM a\x1b[31mb\nLICENSE c\x1b[31md\nTEMPLATE e\x1b[31mf\n")
+    parts = {"system": "ab", "license": "cd", "template": "ef"}
+    with Terminal("run", "odd", *CALM) as t:
+        t.expect(PROMPT)
+        for part, (left, right) in parts.items():
+            t.say(f"/show {part}")
+            assert rf"{left}\x1b[31m{right}" in t.expect(PROMPT)
+        t.say("/bye")
+        assert t.status() == 0
+    for part, (left, right) in {**parts, "modelfile": "ab"}.items():
+        with Terminal("show", "odd", f"--{part}") as t:
+            assert rf"{left}\x1b[31m{right}" in t.expect(rf"{left}\W.*31m{right}")
+            assert t.status() == 0

@@ -121,7 +121,7 @@ def test_what_it_took(run: Run) -> None:
 
 
 def test_controls_do_not_reach_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvant.cli.chat import shown
+    from kvant.cli.show import shown
 
     text = "a\x1b[31m\n\tb\x00\x7f\x9b é 日 🙂\u200b"
     assert shown(text) == text

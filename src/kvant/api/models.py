@@ -35,15 +35,11 @@ def quantizer(
     quantize(source, recipe, out, lora=adapter, evidence=False, progress=tell)
 
 
-def stored(source: str | os.PathLike[str]) -> Local | None:
-    """The model of the store that a user named; None where a path, or nothing, has that name.
-
-    Paths go first, so nothing that worked without a store changes its meaning by one.
+def stored(name: str) -> Local | None:
+    """The model of the user's store called ``name``; None where there is none.
 
     Raises:
         InputError: it is there, but not complete.
     """
-    if not isinstance(source, str) or os.path.lexists(source) or source == DEMO:
-        return None
     found = Store()
-    return found.resolve(source) if source in found else None
+    return found.resolve(name) if name in found else None

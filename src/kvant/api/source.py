@@ -53,8 +53,14 @@ def resolve(source: Source) -> Path:
 
 
 def named(source: Source) -> Local | None:
-    """The model of the store that the user named; None where it is a path."""
-    if isinstance(source, str) and not os.path.lexists(source):
+    """The model of the store that the user named; None where it is a path, or nothing.
+
+    Paths go first, so nothing that worked without a store changes its meaning by one.
+
+    Raises:
+        InputError: it is there, but not complete.
+    """
+    if isinstance(source, str) and source != DEMO and not os.path.lexists(source):
         from kvant.api.models import stored  # reads a database, so only where there is no path
 
         return stored(source)

@@ -16,21 +16,12 @@ if TYPE_CHECKING:
     from kvant.api.model import Model
     from kvant.engine.results import Piece
 
-__all__ = ["shown", "talk"]
+__all__ = ["talk"]
 
 _PROMPT, _MORE = ">>> ", "... "
 _QUOTES = '"""'
 _MOST_LINES = 1000
 """Lines that are remembered."""
-
-
-def shown(text: str) -> str:
-    """Model output as it may reach a terminal: without controls that would steer it."""
-    if not sys.stdout.isatty():
-        return str(text)
-    return "".join(
-        c if c.isprintable() or c in "\n\t" or ord(c) > 0x9F else f"\\x{ord(c):02x}" for c in text
-    )
 
 
 def talk(
@@ -60,7 +51,7 @@ def talk(
     """
     if template:
         model.require_chat_template()
-    session = Session(name, model, options, system, [], lambda: None, verbose)
+    session = Session(name, model, options, system, [], lambda: None, verbose, template=template)
     talk = _Conversation(session) if template else _Continuation(session)
     session.clear = talk.clear
     show.line(f"Chat with {model.checkpoint.info.name}. /help lists commands.")
@@ -75,8 +66,6 @@ def talk(
                 show.note(meter.summary())
     except LeaveError as leave:
         return leave.load
-    finally:
-        talk.close()
     return None
 
 
@@ -88,8 +77,6 @@ class _Conversation:
 
     def clear(self) -> None:
         self._session.turns.clear()
-
-    def close(self) -> None: ...
 
     def answer(self, message: str) -> Iterator[Piece]:
         session = self._session
@@ -119,8 +106,6 @@ class _Continuation:
         self._session = session
 
     def clear(self) -> None: ...
-
-    def close(self) -> None: ...
 
     def answer(self, message: str) -> Iterator[Piece]:
         return self._session.model.stream(message, **self._session.options)
@@ -202,7 +187,7 @@ def _reply(answer: Callable[[str], Iterator[Piece]], message: str) -> Meter:
         pieces = answer(message)
         try:
             for piece in meter.watch(pieces):
-                print(shown(piece), end="", flush=True)
+                print(show.shown(piece), end="", flush=True)
         finally:
             close = getattr(pieces, "close", None)
             if close is not None:

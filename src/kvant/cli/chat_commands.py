@@ -55,6 +55,7 @@ class Session:
         verbose: whether each answer is followed by what it took.
         remember: whether lines are kept for the next time.
         given: parameters that were set, by Ollama's names.
+        template: whether messages are answered by a chat template.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Session:
     verbose: bool = False
     remember: bool = True
     given: dict[str, Any] = field(default_factory=dict)
+    template: bool = True
 
 
 def run_command(session: Session, line: str) -> bool:
@@ -112,6 +114,11 @@ def _set(session: Session, rest: str) -> None:
     if what == "parameter":
         _set_parameter(session, value.strip())
     elif what == "system":
+        if not session.template:
+            raise UsageError(
+                "A system message is part of a chat template, and --no-template leaves that out. "
+                "Start without it."
+            )
         session.system = _unquoted(value.strip())
         print("The system message is set.")
     elif what in ("verbose", "quiet"):
@@ -172,13 +179,14 @@ def _show(session: Session, rest: str) -> None:
             show.line(f"{'stop':24}{stop!r}")
     elif what == "system":
         text = session.system if session.system is not None else local and local.system
-        print(text or "There is no system message.")
+        print(show.shown(text or "There is no system message."))
     elif what == "template":
-        print(model.require_chat_template())
+        print(show.shown(model.require_chat_template()))
     elif what == "license":
-        print((local and local.license) or model.checkpoint.info.license or "Nobody states one.")
+        text = (local and local.license) or model.checkpoint.info.license
+        print(show.shown(text or "Nobody states one."))
     elif what == "modelfile":
-        print(_modelfile(session), end="")
+        print(show.shown(str(_modelfile(session))), end="")
     else:
         raise UsageError(f"There is no {what!r} to show. Expected one of {', '.join(_PARTS)}.")
 

@@ -60,7 +60,7 @@ def _list(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from kvant.api.models import store
-    from kvant.units import NOTHING, size_text
+    from kvant.units import NOTHING, count_text, size_text
 
     models = store()
     wanted = arguments.filter.casefold()
@@ -78,7 +78,7 @@ def _list(arguments: argparse.Namespace) -> int:
             entry.name,
             size_text(entry.size),
             entry.quantization or NOTHING,
-            _count(entry.parameters),
+            count_text(entry.parameters) if entry.parameters else NOTHING,
             entry.license or NOTHING,
             _age(entry.created),
             entry.digest[7:19],
@@ -104,18 +104,18 @@ def _show(arguments: argparse.Namespace) -> int:
         )
     shown = models.show(arguments.name)
     if arguments.modelfile:
-        print(_head(shown) + str(shown.modelfile), end="")
+        print(show.shown(_head(shown) + str(shown.modelfile)), end="")
     elif arguments.license:
-        print(shown.license or shown.details.license)
+        print(show.shown(shown.license or shown.details.license))
     elif arguments.template:
-        print(shown.modelfile.template or "")
+        print(show.shown(shown.modelfile.template or ""))
     elif arguments.system:
-        print(shown.modelfile.system or "")
+        print(show.shown(shown.modelfile.system or ""))
     elif arguments.parameters:
         from kvant.registry.parameters import parameter_text
 
         for name, text in parameter_text(shown.modelfile.parameters):
-            print(f"{name:24} {text}")
+            print(show.shown(f"{name:24} {text}"))
     elif arguments.json:
         show.print_json(_as_json(shown))
     else:
@@ -127,13 +127,13 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _describe(shown: Shown) -> None:
     from kvant.registry.parameters import parameter_text
-    from kvant.units import size_text
+    from kvant.units import count_text, size_text
 
     entry, said = shown.entry, shown.modelfile
     facts = [
         ("name", entry.name),
         ("architecture", entry.family),
-        ("weights", _count(entry.parameters)),
+        ("weights", count_text(entry.parameters) if entry.parameters else ""),
         ("kind", entry.quantization or entry.format),
         ("context", f"{entry.context:,} tokens" if entry.context else ""),
         ("licence", entry.license),
@@ -225,15 +225,6 @@ def _store(arguments: argparse.Namespace) -> int:
     if found.unused:
         show.note(f"{found.unused} blobs that no model needs; `kvant store collect` removes them.")
     return 1 if found.problems else 0
-
-
-def _count(parameters: int) -> str:
-    from kvant.units import NOTHING
-
-    for unit, size in (("B", 10**9), ("M", 10**6)):
-        if parameters >= size:
-            return f"{parameters / size:.3g}{unit}"
-    return str(parameters) if parameters else NOTHING
 
 
 def _age(created: str) -> str:

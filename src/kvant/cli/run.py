@@ -136,6 +136,7 @@ def _chat(name: str, arguments: argparse.Namespace) -> int:
                 )
             if following is None:
                 return 0
+            name = following
             name = _present(following, offline=arguments.offline)
         except KvantError as error:
             if before is None or before == name:
@@ -282,7 +283,7 @@ def _answer(
     meter = Meter()
     try:
         for piece in meter.watch(pieces):
-            print(chat.shown(piece), end="", flush=True)
+            print(show.shown(piece), end="", flush=True)
     finally:
         if sys.stdout.isatty():
             print()

@@ -17,6 +17,7 @@ __all__ = [
     "note",
     "print_json",
     "print_table",
+    "shown",
     "step_progress",
     "table",
     "token_progress",
@@ -38,6 +39,16 @@ def line(text: str) -> None:
     from kvant.files.source import printable
 
     print(printable(text))
+
+
+def shown(text: str) -> str:
+    """A text of a model or its files as it may reach a terminal: without controls that would steer
+    it. As it is where it goes into a file or pipe."""
+    if not sys.stdout.isatty():
+        return str(text)
+    return "".join(
+        c if c.isprintable() or c in "\n\t" or ord(c) > 0x9F else f"\\x{ord(c):02x}" for c in text
+    )
 
 
 def note(text: str) -> None:

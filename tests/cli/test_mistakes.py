@@ -167,6 +167,53 @@ def test_requests_that_make_no_sense(
 
 
 @pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("quantize demo Q4_K_M --dtype f16", "--dtype is for other targets; add --to TARGET"),
+        ("quantize demo Q4_K_M --no-verify", "--no-verify is for other targets"),
+        ("quantize demo Q4_K_M --standard-ops", "--set standard-ops is for other targets"),
+        ("quantize demo Q4_K_M --max-memory 1G", "--max-memory is for --effort balanced or best"),
+        ("quantize demo Q4_K_M --text a.txt", "A text is for --effort balanced or best"),
+        ("quantize demo Q4_K_M --validation a.txt", "--validation goes with a budget"),
+        ("quantize demo bf16 --effort best --tokens 512", "is for quantised models, and BF16 is"),
+        ("quantize demo bf16 --importance a.importance", "--importance is for quantised models"),
+        ("quantize demo 4bit --to mlx --save-recipe r.json", "--save-recipe is for GGUF files"),
+        ("quantize demo 4bit --to mlx --pre-tokenizer gpt-2", "leave it out with --to mlx"),
+        ("quantize demo int4 --to onnx --evidence", "--evidence is for GGUF files"),
+        ("quantize demo int4 --to onnx --max-memory 1G", "--max-memory is for --effort balanced"),
+        ("quantize demo --to mlx --bpw 4", "a budget is for GGUF files; leave it out with --to"),
+        ("quantize demo --bpw 4 --dtype f16", "--dtype is for other targets"),
+        ("quantize demo --bpw 4 --no-verify", "--no-verify is for other targets"),
+        ("quantize demo --bpw 4 --set a=1", "--set a is for other targets"),
+        ("quantize demo --bpw 4 --tokens 512", "--tokens goes with RECIPE"),
+        ("quantize demo --bpw 4 --max-memory 1G", "--max-memory goes with RECIPE"),
+        ("quantize demo --bpw 4 --validation a.txt", "--validation is what --max-kld is measured"),
+        ("quantize demo --bpw 4 --effort fast --text a.txt", "A text is for --effort balanced"),
+        ("convert demo --no-verify", "--no-verify is for other targets"),
+        ("convert demo --set a=1", "--set a is for other targets"),
+        ("convert demo --to hf --pre-tokenizer gpt-2", "--pre-tokenizer is for GGUF files"),
+        ("eval demo --reference --runner native", "leave out one of --reference and --runner nat"),
+    ],
+)
+def test_options_without_effect(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words in _mistake(run, tmp_path, *line.split())
+
+
+@pytest.mark.parametrize("what", [("Q4_K_M",), ("--bpw", "5", "--effort", "fast")])
+def test_a_dry_run_saves_no_recipe(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = run("quantize", "demo", *what, "--save-recipe", "r.json", "--dry-run")
+    assert found.status == 0
+    assert "would write the recipe r.json" in found.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "required: COMMAND"),

@@ -17,9 +17,11 @@ from kvant.api.effort import (
     effort_of,
     making_of,
     prepared,
+    refuse_texts,
 )
 from kvant.api.evidence import Recorder, measures_by_default, record_evidence
 from kvant.api.source import Source, open_source, threads_or_default
+from kvant.api.without_effect import refuse_of_gguf, refuse_of_targets, refuse_without_effect
 from kvant.calibration.belongs import belonging
 from kvant.calibration.collect import collect_importance
 from kvant.calibration.imatrix import read_importance
@@ -71,6 +73,7 @@ def convert(
     if to != "gguf":
         from kvant.api.targets import write_target
 
+        refuse_of_gguf(to, {"--pre-tokenizer": pre_tokenizer})
         return write_target(
             source,
             to,
@@ -86,6 +89,7 @@ def convert(
             dry_run=dry_run,
             progress=progress,
         )
+    refuse_of_targets(verify=verify, settings=settings)
     recipe = preset(dtype or "bf16")
     if recipe.quantised:
         raise UsageError(
@@ -178,6 +182,8 @@ def quantize(
     if to != "gguf":
         from kvant.api.targets import write_target
 
+        of_gguf = {"--save-recipe": save_recipe, "--pre-tokenizer": pre_tokenizer}
+        refuse_of_gguf(to, {**of_gguf, "--evidence": evidence})
         return write_target(
             source,
             to,
@@ -199,20 +205,24 @@ def quantize(
             dry_run=dry_run,
             progress=progress,
         )
+    refuse_of_targets(dtype=dtype, verify=verify, settings=settings)
+    refuse_texts(effort_of(effort), texts, tokens, max_memory)
     chosen = named_recipe(recipe) if isinstance(recipe, str) else recipe
+    if isinstance(recipe, str) and not chosen.quantised:
+        refuse_without_effect(
+            {
+                "A text": texts or tokens is not None,
+                "--importance": importance is not None and not tensors,
+            },
+            f"is for quantised models, and {chosen.name} is not; give a level.",
+        )
     checkpoint = open_source(source, lora)
-    if save_recipe is not None:
+    if save_recipe is not None and not dry_run:
         write_atomic(Path(save_recipe), recipe_text(chosen), force=force)
     how = effort_of(effort)
     known = None if importance is None else importance_of(importance, checkpoint)
     chunks = None
-    if how.method is None:
-        if texts or tokens is not None:
-            raise UsageError(
-                "A text is for --effort balanced or best; with fast, give --importance FILE "
-                "(`kvant calibrate` makes it)."
-            )
-    elif chosen.quantised:
+    if how.method is not None and chosen.quantised:
         chunks = calibration_chunks(checkpoint, texts, tokens=tokens)
         if known is None and not dry_run:
             known = collect_importance(checkpoint, chunks, threads=threads_or_default(threads))

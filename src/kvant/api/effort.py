@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kvant.api.without_effect import refuse_without_effect
 from kvant.arch import RowOrder
 from kvant.calibration.texts import Chunks
 from kvant.checkpoint import Weight, rotary_row_order
@@ -24,7 +25,15 @@ from kvant.quant.methods import METHODS
 from kvant.tuning.layerwise import Layerwise, quantise_layers
 from kvant.tuning.sensitivity import EffortName
 
-__all__ = ["EFFORTS", "Effort", "EffortName", "effort_of", "making_of", "prepared"]
+__all__ = [
+    "EFFORTS",
+    "Effort",
+    "EffortName",
+    "effort_of",
+    "making_of",
+    "prepared",
+    "refuse_texts",
+]
 
 Bytes = npt.NDArray[np.uint8]
 Progress = Callable[[int, int, str], None]
@@ -61,6 +70,26 @@ def effort_of(name: str) -> Effort:
     if name not in EFFORTS:
         raise UsageError(f"There is no effort {name!r}; choose {', '.join(EFFORTS)}.")
     return EFFORTS[name]
+
+
+def refuse_texts(
+    effort: Effort, texts: Sequence[object], tokens: int | None, max_memory: int | None
+) -> None:
+    """Refuse what only an effort that runs the model has a meaning for.
+
+    Raises:
+        UsageError: the effort is another one.
+    """
+    if effort.method is not None:
+        return
+    if texts or tokens is not None:
+        raise UsageError(
+            "A text is for --effort balanced or best; with fast, give --importance FILE "
+            "(`kvant calibrate` makes it)."
+        )
+    refuse_without_effect(
+        {"--max-memory": max_memory}, "is for --effort balanced or best; leave it out with fast."
+    )
 
 
 def making_of(effort: Effort, chunks: Chunks, making: Making | None = None) -> Making:

@@ -10,7 +10,7 @@ from pathlib import Path
 from kvant.api.artefact import Artefact, TensorReport
 from kvant.api.calibration import calibration_chunks
 from kvant.api.conversion import importance_of
-from kvant.api.effort import Effort, effort_of
+from kvant.api.effort import Effort, effort_of, refuse_texts
 from kvant.api.source import Source, open_source, threads_or_default
 from kvant.calibration.collect import collect_importance
 from kvant.calibration.importance import Importance
@@ -104,11 +104,7 @@ def write_target(
     how = effort_of(effort)
     if level is None and (texts or tokens is not None or importance is not None):
         raise UsageError("A text or importance is for quantised models; give a level, too.")
-    if how.method is None and (texts or tokens is not None):
-        raise UsageError(
-            "A text is for --effort balanced or best; with fast, give --importance FILE "
-            "(`kvant calibrate` makes it)."
-        )
+    refuse_texts(how, texts, tokens, max_memory)
     checkpoint = open_source(source, lora)
     options = TargetOptions(
         dtype=_dtype(dtype),

@@ -23,10 +23,11 @@ from kvant.api.budget import (
 )
 from kvant.api.calibration import calibration_chunks
 from kvant.api.conversion import importance_of, quantize
-from kvant.api.effort import effort_of, making_of
+from kvant.api.effort import effort_of, making_of, refuse_texts
 from kvant.api.evidence import measures_by_default
 from kvant.api.measurement import evaluate
 from kvant.api.source import Source, open_source, threads_or_default
+from kvant.api.without_effect import refuse_without_effect
 from kvant.calibration import Importance
 from kvant.errors import UsageError
 from kvant.evaluation import EvalResult
@@ -136,6 +137,11 @@ def quantize_within(
             "A divergence is measured from SRC, and an adapter changes that. Merge it first with "
             "`kvant convert SRC --lora ADAPTER`, or give --fit or --bpw."
         )
+    if max_kld is None:
+        refuse_without_effect(
+            {"--validation": validation}, "is what --max-kld is measured on; give that, too."
+        )
+    refuse_texts(effort_of(effort), texts, None, None)
     checkpoint = open_source(source, lora)
     model = model_metadata(checkpoint, pre_tokenizer=pre_tokenizer)
     given = None if importance is None else importance_of(importance, checkpoint)
@@ -196,7 +202,7 @@ def quantize_within(
     else:
         assert bpw is not None
         recipe, mixture = search.bits(bpw)
-    if save_recipe is not None:
+    if save_recipe is not None and not dry_run:
         write_atomic(Path(save_recipe), recipe_text(recipe), force=force)
     artefact = write(recipe, output, dry_run, True)
     if max_kld is not None and not dry_run:  # the file itself has the last word

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
 __all__ = ["print_artefact"]
 
 
-def print_artefact(artefact: Artefact, *, as_json: bool) -> None:
-    """Print paths, size and packings; notes go to stderr."""
+def print_artefact(
+    artefact: Artefact, *, as_json: bool, recipe_file: str | None = None
+) -> None:
+    """Print paths, size and packings; notes go to stderr, that on ``recipe_file`` too."""
     from kvant.units import size_text
 
     for sentence in artefact.notes:
         show.note(f"note: {sentence}")
+    verb = "would write" if artefact.seconds is None else "wrote"
+    if recipe_file is not None:
+        show.note(f"{verb} the recipe {recipe_file}")
     if as_json:
         show.print_json(artefact.to_json())
         return
@@ -37,9 +42,8 @@ def print_artefact(artefact: Artefact, *, as_json: bool) -> None:
         print()
     counts = Counter(t.packing for t in artefact.tensors)
     packings = ", ".join(f"{n} x {name}" for name, n in counts.most_common())
-    verb = "would write" if artefact.seconds is None else "wrote"
     for path in artefact.paths:
-        print(f"{verb} {path}")
+        show.line(f"{verb} {path}")
     print(
         f"{size_text(artefact.nbytes)} ({artefact.nbytes:,} bytes), "
         f"{artefact.bits_per_weight:.3f} bits per weight: {packings}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvant.cli import show
 from kvant.cli.artefact import print_artefact
-from kvant.cli.options import byte_size
+from kvant.cli.options import byte_size, target_settings
 from kvant.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,7 +87,21 @@ def run_budget(arguments: argparse.Namespace) -> int:
     """Search, write, report."""
     from kvant.api.calibration import text_and_weight
     from kvant.api.within import quantize_within
+    from kvant.api.without_effect import (
+        refuse_of_gguf,
+        refuse_of_targets,
+        refuse_without_effect,
+    )
 
+    if arguments.to != "gguf":
+        refuse_of_gguf(arguments.to, {"a budget": True})
+    refuse_of_targets(
+        dtype=arguments.dtype, verify=arguments.verify, settings=target_settings(arguments.set)
+    )
+    refuse_without_effect(
+        {"--tokens": arguments.tokens, "--max-memory": arguments.max_memory},
+        "goes with RECIPE; leave it out with a budget.",
+    )
     with show.step_progress("quantize") as progress:
         fitted = quantize_within(
             arguments.source,
@@ -116,7 +130,7 @@ def run_budget(arguments: argparse.Namespace) -> int:
             show.note(f"note: {sentence}")
         show.print_json(fitted.to_json())
         return 0
-    print_artefact(fitted.artefact, as_json=False)
+    print_artefact(fitted.artefact, as_json=False, recipe_file=arguments.save_recipe)
     _print_search(fitted, arguments)
     return 0
 
@@ -146,5 +160,3 @@ def _print_search(fitted: Fitted, arguments: argparse.Namespace) -> None:
             f"{kind}: KL divergence {result.kld:.5f} ± {result.kld_se:.5f}, "
             f"limit {arguments.max_kld:g}"
         )
-    if arguments.save_recipe is not None:
-        show.note(f"wrote the recipe {arguments.save_recipe}")

@@ -67,6 +67,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from kvant.api.measurement import evaluate
 
     limited = _check_limits(arguments)
+    if arguments.reference and arguments.runner:
+        raise UsageError(
+            "--reference is the same as --runner reference; leave out one of --reference and "
+            f"--runner {arguments.runner[0]}."
+        )
     if arguments.record:
         from kvant.api.evidence import check_recordable
 

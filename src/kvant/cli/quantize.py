@@ -18,7 +18,6 @@ from kvant.cli.options import (
     without_matrices,
 )
 from kvant.cli.show import weight_progress
-from kvant.errors import UsageError
 
 __all__ = ["add"]
 
@@ -100,9 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if is_onnx_model(arguments):
         return run_onnx(arguments)
     budget = check_budgets(arguments)
-    if arguments.to != "gguf":
-        _refuse_of_gguf(arguments, budget=budget)
-    elif budget:
+    if budget:
         return run_budget(arguments)
     effort: Literal["fast", "balanced", "best"] = arguments.effort or "fast"
     if effort == "fast":
@@ -135,22 +132,5 @@ def _run(arguments: argparse.Namespace) -> int:
             dry_run=arguments.dry_run,
             progress=progress,
         )
-    print_artefact(artefact, as_json=arguments.json)
+    print_artefact(artefact, as_json=arguments.json, recipe_file=arguments.save_recipe)
     return 0
-
-
-def _refuse_of_gguf(arguments: argparse.Namespace, *, budget: bool) -> None:
-    """Refuse options that only GGUF has a meaning for.
-
-    Raises:
-        UsageError: names the option.
-    """
-    given = {
-        "a budget": budget,
-        "--save-recipe": arguments.save_recipe,
-        "--pre-tokenizer": arguments.pre_tokenizer,
-        "--evidence": arguments.evidence,
-    }
-    for option, value in given.items():
-        if value:
-            raise UsageError(f"{option} is for GGUF files; leave it out with --to {arguments.to}.")

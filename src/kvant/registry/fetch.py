@@ -99,10 +99,9 @@ def _continue(
                     sha.update(piece)
                     done += len(piece)
                     tell(done)
-            if done < blob.size and done == before:
+            if done < blob.size:  # as a whole answer, so a byte at a time would go on for ever
                 raise UnreachableError("the connection was closed")
         except UnreachableError as error:
-            # One byte an attempt would keep this going for ever.
             demanded = patience.rate * max(patience.window, time.monotonic() - since)
             failures = 1 if done - before >= demanded else failures + 1
             if failures >= _ATTEMPTS:

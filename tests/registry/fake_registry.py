@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -11,14 +12,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
+from kvant.registry import Store
+
 OCI = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.kvant.model.config.v1+json"
 PASSWORD = "secret-word"
 GGUF = "application/vnd.kvant.model.gguf.v1"
+MODEL = os.urandom(300_000)
+"""Bytes that are taken for a model's."""
 
 
 def digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def kept(store: Store) -> list[str]:
+    """Blobs and partial blobs in the store."""
+    return [p.name for place in ("blobs/sha256", "partial") for p in (store.root / place).glob("*")]
 
 
 def layer(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from kvant._core import KV_BLOCK
 from kvant.api.sampling_defaults import default_sampling
 from kvant.api.source import Source, named, open_source, threads_or_default, tokenizer_of
 from kvant.api.speculation import Speculate, speculator
@@ -21,15 +20,9 @@ from kvant.checkpoint.pooling import POOLING_TYPES
 from kvant.engine import Engine, load_engine
 from kvant.engine.batch import Batch, Limits
 from kvant.engine.constrain import Constraint, Grammars
-from kvant.engine.generate import (
-    BATCH,
-    CHUNK,
-    Request,
-    check_length,
-    generate,
-    take_chunks,
-)
+from kvant.engine.generate import Request, check_length, generate
 from kvant.engine.load import KV_TYPES, KvTypeName
+from kvant.engine.pooled import pooled_states
 from kvant.engine.results import Completion, Piece, collect
 from kvant.engine.sampling import Sampling
 from kvant.engine.speculative import Speculator
@@ -312,76 +305,12 @@ class Model:
             raise UsageError(f"pooling should be 'mean', 'cls' or 'last', got {pooling!r}.")
         for tokens in ids:
             check_length(tokens, self.context + 1)
-        pooled = [row for group in self._groups(ids) for row in self._pool(group, pooling)]
-        if not pooled:
+        if not ids:
             return np.zeros((0, self.checkpoint.config.hidden_size), np.float32)
-        rows = np.stack(pooled)
+        rows = np.stack(list(pooled_states(self._running(), ids, pooling)))
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         unit: npt.NDArray[np.float32] = (rows / np.maximum(lengths, 1e-300)).astype(np.float32)
         return unit
-
-    def _pool(self, group: Sequence[Sequence[int]], pooling: str) -> list[npt.NDArray[np.float64]]:
-        engine = self._running()
-        if engine.encodes:
-            return self._pool_whole(group, pooling)
-        sums = [np.zeros(self.checkpoint.config.hidden_size) for _ in group]
-        begun = [False] * len(group)
-        sequences = [engine.sequence() for _ in group]
-        pending = [list(tokens) for tokens in group]
-        try:
-            while any(pending):
-                taken = take_chunks(pending, CHUNK)
-                entries = [(s, t) for s, t in zip(sequences, taken, strict=True) if t]
-                hidden = engine.step(entries, logits="hidden")
-                row = 0
-                for i, tokens in enumerate(taken):
-                    rows = hidden[row : row + len(tokens)]
-                    row += len(tokens)
-                    if not tokens:
-                        continue
-                    if pooling == "mean":
-                        sums[i] = sums[i] + rows.sum(0, np.float64)
-                    elif pooling == "last" or not begun[i]:
-                        sums[i] = np.asarray(rows[-1 if pooling == "last" else 0], np.float64)
-                    begun[i] = True
-                    del pending[i][: len(tokens)]
-        finally:
-            for sequence in sequences:
-                sequence.free()
-        return [np.asarray(total, np.float64) for total in sums]
-
-    def _pool_whole(
-        self, group: Sequence[Sequence[int]], pooling: str
-    ) -> list[npt.NDArray[np.float64]]:
-        """As `_pool`, of an encoder, which reads whole texts."""
-        engine = self._running()
-        work = [(engine.sequence(), tokens) for tokens in group]
-        try:
-            hidden = engine.step(work, logits="hidden")
-        finally:
-            for sequence, _ in work:
-                sequence.free()
-        ends = np.cumsum([len(tokens) for tokens in group])
-        place = {"cls": 0, "last": -1}
-        return [
-            np.asarray(rows[place[pooling]] if pooling in place else rows.mean(0, np.float64))
-            for rows in np.split(hidden, ends[:-1])
-        ]
-
-    def _groups(self, ids: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-        """Texts that the cache holds together, some at a time."""
-        room = self._running().kv.count
-        group: list[list[int]] = []
-        blocks = 0
-        for tokens in ids:
-            more = -(-len(tokens) // KV_BLOCK)
-            if group and (len(group) == BATCH or blocks + more > room):
-                yield group
-                group, blocks = [], 0
-            group.append(tokens)
-            blocks += more
-        if group:
-            yield group
 
     # ---- life --------------------------------------------------------------------------------
 

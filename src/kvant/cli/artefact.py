@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["print_artefact"]
 
 
-def print_artefact(
-    artefact: Artefact, *, as_json: bool, recipe_file: str | None = None
-) -> None:
+def print_artefact(artefact: Artefact, *, as_json: bool, recipe_file: str | None = None) -> None:
     """Print paths, size and packings; notes go to stderr, that on ``recipe_file`` too."""
     from kvant.units import size_text
 

@@ -77,6 +77,12 @@ def test_folders_that_are_no_models(
         assert words in _mistake(run, tmp_path, *arguments)
 
 
+def test_a_name_that_is_empty(run: Run, tmp_path: Path) -> None:
+    for command in COMMANDS.values():
+        arguments = [a.replace("SRC", "") for a in command]
+        assert "got an empty text" in _mistake(run, tmp_path, *arguments)
+
+
 def test_a_pickle_named_itself(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     path.write_bytes(b"PK\x03\x04" + bytes(100))
@@ -145,6 +151,11 @@ def test_a_tokenizer_nobody_knows(run: Run, tmp_path: Path) -> None:
     [
         (["Q4_KM"], "Did you mean Q4_K_M?"),
         (["nonsense"], "kvant knows Q1_0, IQ1_S"),
+        (["w4a16"], "a level of other targets: add --to vllm"),
+        (["Q4_K_M", "--to", "mlx"], "Q4_K_M is a recipe for GGUF files: leave --to mlx out"),
+        (["Q4_K_M", "--save-recipe", "r.txt"], "expected a name that ends in .json"),
+        (["Q4_K_M", "-o", "no/m.gguf", "--save-recipe", "r.json"], "Create it first"),
+        (["--bpw", "5", "--effort", "fast", "-o", "model.bin"], "ends in .gguf"),
         (["Q4_K_M", "--tensor", "(=Q6_K"], "not a regular expression"),
         (["Q4_K_M", "--tensor", "ffn_down"], "REGEX=PACKING"),
         (["Q4_K_M", "--tensor", "ffn_down=Q9_K"], "no packing called 'Q9_K'"),
@@ -256,6 +267,32 @@ def test_output_that_is_there_already(run: Run, model: Path, tmp_path: Path) -> 
     assert "source itself" in _mistake(run, tmp_path, "quantize", out, "Q4_0", "-o", out, "--force")
     assert out.read_bytes() == before
     assert run("quantize", model, "Q4_0", "-o", out, "--force").status == 0
+
+
+@pytest.mark.parametrize(
+    ("what", "out"),
+    [
+        (("Q4_K_M", "--effort", "balanced"), "."),
+        (("Q4_K_M", "--effort", "balanced"), "Demo-5.8M-Q4_K_M.gguf"),
+        (("4bit", "--to", "mlx", "--effort", "balanced"), "folder"),
+        (("--bpw", "5"), "Demo-5.8M-Q4_K_M.gguf"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: tuple[str, ...],
+    out: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("conversion", "targets", "within"):
+        name = "collected" if place == "within" else "collect_importance"
+        monkeypatch.setattr(f"kvant.api.{place}.{name}", None)  # what takes minutes
+    (tmp_path / "Demo-5.8M-Q4_K_M.gguf").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").touch()
+    assert "exists already" in _mistake(run, tmp_path, "quantize", "demo", *what, "-o", out)
 
 
 @pytest.mark.parametrize(

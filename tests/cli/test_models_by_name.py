@@ -40,6 +40,9 @@ def test_a_model_by_name(run: Run, tmp_path: Path) -> None:
     assert rows[3].split()[0] == "org/small:q4"
     assert "apache-2.0" in rows[3]
     assert "demo" not in run("ls", "small").out
+    found = run("ls", "large")
+    assert (found.status, found.out) == (0, "")
+    assert "No model here has 'large' in its name" in found.err
     listed = json.loads(run("list", "--json").out)
     assert [entry["name"] for entry in listed] == ["demo:latest", "org/small:q4"]
     shown = run("show", "org/small:q4").out
@@ -58,12 +61,48 @@ def test_a_model_by_name(run: Run, tmp_path: Path) -> None:
     assert run("quantize", "org/small:q4", "Q8_0", "-o", "x.gguf", "--dry-run").status == 0
     assert run("eval", "again", "--against", "demo", "--chunks", "2").status == 0
     assert run("cp", "again", "third").out == "third:latest\n"
-    found = run("rm", "again", "org/small:q4")
+    found = run("rm", "again", "org/small:q4", "again")
     assert found.out == "removed again\nremoved org/small:q4\n"
     assert "all is well" in run("store", "verify").out
     assert run("rm", "third").status == 0
     assert "given back" in run("store", "collect").out
     assert run("store", "path").out == f"{tmp_path / 'home' / 'models'}\n"
+
+
+def test_what_is_not_there_is_said(run: Run) -> None:
+    run("pull", "demo", "--name", "plain")
+    for part, words in (
+        ("--template", "no template but the one in its files"),
+        ("--system", "no system message"),
+        ("--parameters", "no parameters"),
+    ):
+        found = run("show", "plain", part)
+        assert (found.status, found.out) == (0, "")
+        assert words in found.err
+
+
+def test_a_model_with_the_name_of_the_built_in_one(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "Modelfile").write_text("FROM demo\nSYSTEM Be kind.\n")
+    for command in (("create", "demo"), ("pull", "demo"), ("cp", "demo:latest", "DEMO")):
+        found = run(*command)
+        assert found.status == 0
+        assert "`demo` alone is the built-in model" in found.err
+    assert "alone" not in run("create", "other").err
+
+
+def test_folders_that_are_quantised(run: Run, tmp_path: Path) -> None:
+    assert run("quantize", "demo", "4bit", "--to", "mlx", "-o", "four").status == 0
+    stored = json.loads(run("inspect", "four", "--json").out)["storage"]["MLX 4 bits"]
+    size = (tmp_path / "four" / "model.safetensors").stat().st_size
+    assert 0.9 * size < stored["bytes"] < size
+    assert run("pull", "./four").status == 0
+    listed = json.loads(run("list", "--json").out)[0]
+    assert (listed["quantization"], listed["parameters"]) == ("MLX 4 bits", 5_770_496)
+    # Quantised again, which is told as `kvant quantize` tells it.
+    (tmp_path / "Modelfile").write_text("FROM ./four\n")
+    found = run("create", "again", "-q", "Q4_0")
+    assert found.status == 0
+    assert "note: The source is quantised already (MLX 4 bits)" in found.err
 
 
 def test_mistakes(run: Run, tmp_path: Path) -> None:
@@ -92,4 +131,5 @@ def test_mistakes(run: Run, tmp_path: Path) -> None:
     assert "expected text in UTF-8, got byte 0xff" in run("create", "x").err
     assert "is no name of a model" in run("pull", "../x/y/z:1").err or run("pull", "../x").status
     assert "is no name of a model" in run("cp", "a", "b c").err
+    assert "expected letters, digits" in run("cp", "a", "../b").err
     assert run("list").out == ""

@@ -356,7 +356,9 @@ def test_mistakes_in_creating(store: Store, tmp_path: Path, gguf: Path) -> None:
     assert store.list() == []
 
 
-def test_an_adapter_is_merged(store: Store, folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_merged(
+    store: Store, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from kvant.files.safetensors import write_safetensors
 
     lora = tmp_path / "lora"
@@ -379,6 +381,11 @@ def test_an_adapter_is_merged(store: Store, folder: Path, tmp_path: Path) -> Non
     assert {p.name for p in local.adapter.iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors")
     }
+    # Who looks at the files alone would measure another model.
+    monkeypatch.setattr("kvant.api.models.Store", lambda: store)
+    for measure in (kvant.evaluate, kvant.verify):
+        with pytest.raises(UsageError, match="tuned: has an adapter, which would be left out"):
+            measure("tuned")
     plain = store.create("plain", "FROM base", quantize="Q8_0")
     merged = store.create("merged", "FROM tuned", quantize="Q8_0")
     assert merged.digest != plain.digest

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from served import serving
 
 from kvant.cli.main import main
-from kvant.errors import FileFormatError, UsageError
+from kvant.errors import FileFormatError, InputError, UsageError
 from kvant.server.audit import AuditLog, read_lines, verify
 from kvant.server.keys import KeyFile
 from kvant.server.limits import Rates
@@ -70,7 +70,7 @@ def test_keys_are_hashed_and_checked(tmp_path: Path) -> None:
     assert keys.check(secret) is None  # another process's change is seen
     _, gone = keys.create("bob", "admin", expires=time.time() - 1)
     assert keys.check(gone) is None
-    with pytest.raises(UsageError, match="no key"):
+    with pytest.raises(UsageError, match="no key with the id 'nope'"):
         keys.revoke("nope")
     with pytest.raises(UsageError, match="role"):
         keys.create("x", "king")
@@ -127,6 +127,11 @@ def _log(folder: Path, count: int) -> Path:
         log.add("answer", user="ann", model="demo", prompt_tokens=i)
     log.close()
     return log.path
+
+
+def test_a_log_that_nobody_wrote_yet(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no log yet. `kvant serve` writes it"):
+        verify(tmp_path / "audit.jsonl")
 
 
 def test_the_chain_holds_and_goes_on(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 
     catalogue.py       formats: every packing and recipe
     inspection.py      inspect: what a model is, and the size of every recipe
-    conversion.py      convert, quantize: a checkpoint becomes a GGUF file
+    conversion.py      convert, quantize: a checkpoint becomes a GGUF file; conversion_notes.py
+                       says what to know of it
     calibration.py     calibrate: how much each input of a linear matters
     within.py          quantize_within: the best file for a budget (budget.py)
     tune.py            tune: the front of a model; tune_report.py writes its files
@@ -18,6 +19,7 @@
     demonstration.py   demo: all of it on the built-in model; report.py writes its files
     onnx_models.py     quantize_onnx, optimize_onnx: any ONNX model; from_torch, from_sklearn
     source.py          what a user names becomes a checkpoint
+    without_effect.py  options that would change nothing are refused
 
 ``import kvant`` offers these functions by name and loads a module when it is first used, so a
 command pays only for what it needs.

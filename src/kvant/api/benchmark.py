@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvant import _core
 from kvant.api.evidence import record_speed
-from kvant.api.source import Source, resolve, threads_or_default
+from kvant.api.source import Source, resolve_whole, threads_or_default
 from kvant.checkpoint import Checkpoint
 from kvant.devices.machine import cpu_name
 from kvant.engine import load_engine
@@ -123,7 +123,7 @@ def benchmark(
         MissingExtraError: the runtime is not installed.
     """
     started = time.perf_counter()
-    artefact = open_artefact(resolve(model))
+    artefact = open_artefact(resolve_whole(model))
     name = choose(artefact, runner)
     if artefact.checkpoint is None and artefact.refusal is not None:
         raise artefact.refusal  # without its weights nobody knows the machine's limit for it

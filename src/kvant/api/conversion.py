@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvant.api.artefact import Artefact, TensorReport
 from kvant.api.calibration import calibration_chunks
+from kvant.api.conversion_notes import importance_notes, plan_notes
 from kvant.api.effort import (
     Effort,
     EffortName,
@@ -30,18 +30,16 @@ from kvant.calibration.texts import Chunks
 from kvant.checkpoint import Checkpoint
 from kvant.errors import OutputError, UsageError
 from kvant.evidence import Making
-from kvant.export.gguf.plan import SEARCHED, Plan, PlannedTensor, model_metadata, plan_export
+from kvant.export.gguf.plan import Plan, model_metadata, plan_export
 from kvant.export.gguf.stream import Progress
 from kvant.export.gguf.write import refuse_outputs, write_plan
-from kvant.files.atomic import write_atomic
-from kvant.quant.assign import NEED_IMPORTANCE
+from kvant.export.target import TARGETS, find_target
+from kvant.files.atomic import check_output, write_atomic
 from kvant.quant.presets import preset
 from kvant.quant.recipe import Recipe
 from kvant.quant.recipe_file import is_recipe_file, read_recipe, recipe_text
 
 __all__ = ["convert", "quantize"]
-
-_FLOAT_TYPES = ("F32", "F16", "BF16")
 
 
 def convert(
@@ -217,9 +215,10 @@ def quantize(
             f"is for quantised models, and {chosen.name} is not; give a level.",
         )
     checkpoint = open_source(source, lora)
-    if save_recipe is not None and not dry_run:
-        write_atomic(Path(save_recipe), recipe_text(chosen), force=force)
     how = effort_of(effort)
+    if not dry_run:
+        early = None if how.method is None else _output_path(checkpoint, chosen, output)
+        check_outputs(early, save_recipe, split_size, force=force)
     known = None if importance is None else importance_of(importance, checkpoint)
     chunks = None
     if how.method is not None and chosen.quantised:
@@ -227,7 +226,7 @@ def quantize(
         if known is None and not dry_run:
             known = collect_importance(checkpoint, chunks, threads=threads_or_default(threads))
         making = making_of(how, chunks, making)
-    return _export(
+    made = _export(
         checkpoint,
         chosen,
         output,
@@ -243,6 +242,9 @@ def quantize(
         evidence=evidence,
         making=making,
     )
+    if save_recipe is not None and not dry_run:
+        write_atomic(Path(save_recipe), recipe_text(chosen), force=force)
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +289,7 @@ def _export(
     )
     path = _output_path(checkpoint, recipe, output)
     names = plan.file_names(path.name)
-    weighed = () if importance is None else _importance_notes(plan)
+    weighed = () if importance is None else importance_notes(plan)
     if dry_run:
         return _artefact(plan, tuple(path.with_name(n) for n in names), None, weighed)
     workers, started = threads_or_default(threads), time.perf_counter()
@@ -318,7 +320,7 @@ def _export(
     return replace(
         _artefact(plan, written.paths, seconds, weighed),
         beside=written.beside,
-        notes=_notes(plan) + weighed + (() if recorder is None else tuple(recorder.notes)),
+        notes=plan_notes(plan) + weighed + (() if recorder is None else tuple(recorder.notes)),
     )
 
 
@@ -329,7 +331,19 @@ def named_recipe(name: str) -> Recipe:
         UsageError: there is no such preset.
         InputError: no such file, or it holds no recipe.
     """
-    return read_recipe(name) if is_recipe_file(name) else preset(name)
+    if is_recipe_file(name):
+        return read_recipe(name)
+    try:
+        return preset(name)
+    except UsageError:
+        levels = [(target, find_target(target).levels()) for target in TARGETS]
+        others = [f"--to {t}" for t, found in levels if name.lower() in {x.name for x in found}]
+        if not others:
+            raise
+        raise UsageError(
+            f"{name} is no recipe for GGUF files but a level of other targets: add "
+            f"{' or '.join(others)}."
+        ) from None
 
 
 def importance_of(importance: Source | Importance, checkpoint: Checkpoint) -> Importance:
@@ -342,38 +356,44 @@ def importance_of(importance: Source | Importance, checkpoint: Checkpoint) -> Im
     return belonging(found, checkpoint)
 
 
-def _importance_notes(plan: Plan) -> tuple[str, ...]:
-    """Quantised matrices that the importance makes no difference to."""
-    matrices = [t for t in plan.tensors if t.assignment.slot.is_matrix]
-    quantised = [t for t in matrices if t.assignment.packing not in _FLOAT_TYPES]
-    notes = []
-    formulas = [t for t in quantised if t.assignment.packing not in SEARCHED]
-    if formulas:
-        kinds = ", ".join(sorted({t.assignment.packing for t in formulas}))
-        notes.append(
-            f"{len(formulas)} tensors are {kinds}, which follows a formula: the importance changes "
-            "nothing there."
-        )
-    unknown = [t.name for t in quantised if t.importance is None and t not in formulas]
-    if unknown:
-        listed = ", ".join(unknown[:4]) + (" …" if len(unknown) > 4 else "")
-        notes.append(f"Without importance, so all columns count alike: {listed}.")
-    return tuple(notes)
-
-
 def _output_path(checkpoint: Checkpoint, recipe: Recipe, output: Source | None) -> Path:
     conventional = checkpoint.info.file_stem(recipe.name) + ".gguf"
     if output is None:
         return Path(conventional)
+    return _file_of(output) or Path(output) / conventional
+
+
+def _file_of(output: Source) -> Path | None:
+    """The file that was named; None where it is a folder."""
     path = Path(output)
     if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where nothing can be there
-        return path / conventional
+        return None
     if path.suffix != ".gguf":
         raise OutputError(
             f"{path}: expected an existing folder or a name that ends in .gguf; "
             f"for example {path.with_name(path.name + '.gguf')}."
         )
     return path
+
+
+def check_outputs(
+    output: Source | None, save_recipe: Source | None, split_size: int | None, *, force: bool
+) -> None:
+    """Say at once that what was named cannot be written: before minutes of work, not after them.
+
+    Raises:
+        OutputError: a file exists and ``force`` is not set, or it cannot be made.
+        UsageError: a recipe's file could not be used as one.
+    """
+    if output is not None and (path := _file_of(output)) is not None and split_size is None:
+        check_output(path, force=force)
+    if save_recipe is not None:
+        if not is_recipe_file(os.fspath(save_recipe)):
+            raise UsageError(
+                f"--save-recipe {save_recipe}: expected a name that ends in .json, by which "
+                "`kvant quantize` knows a recipe's file."
+            )
+        check_output(save_recipe, force=force)
 
 
 def _artefact(
@@ -396,70 +416,6 @@ def _artefact(
             )
             for t in plan.tensors
         ),
-        notes=_notes(plan) + notes,
+        notes=plan_notes(plan) + notes,
         seconds=seconds,
     )
-
-
-def _loses_digits(tensor: PlannedTensor) -> bool:
-    change = (tensor.source_type, tensor.assignment.packing)
-    if tensor.requantised:  # a scale times a code takes up to 24 bits
-        return change[1] in ("F16", "BF16")
-    return change in (("F32", "F16"), ("F32", "BF16"), ("F16", "BF16"))
-
-
-def _needs_importance(tensor: PlannedTensor) -> bool:
-    """Whether it has so few bits that importance decides; an embedding has none."""
-    slot = tensor.assignment.slot
-    return tensor.assignment.packing in NEED_IMPORTANCE and slot.layer is not None
-
-
-def _notes(plan: Plan) -> tuple[str, ...]:
-    """Sentences a user should read: what gave way, and what was lost before kvant came."""
-    notes = [*plan.checkpoint.notes, *plan.notes]
-    moved = Counter(
-        (t.assignment.wanted, t.assignment.packing, t.assignment.slot.shape[-1])
-        for t in plan.tensors
-        if t.assignment.fell_back
-    )
-    for (wanted, packing, row), count in moved.items():
-        notes.append(
-            f"{count} tensor{'s' if count > 1 else ''} with rows of {row} weights got {packing} "
-            f"instead of {wanted}, whose blocks do not divide the row."
-        )
-    again = sorted({t.source_type for t in plan.tensors if t.requantised})
-    if again and plan.recipe.quantised:
-        notes.append(
-            f"The source is quantised already ({', '.join(again)}): quantising it again adds "
-            "to that loss. Use the original checkpoint if you can."
-        )
-    if again and not plan.recipe.quantised:
-        notes.append(
-            f"The source is quantised ({', '.join(again)}): this file is larger and cannot regain "
-            "what that lost."
-        )
-    rounded = sorted({t.source_type for t in plan.tensors if _loses_digits(t)})
-    if rounded and not plan.recipe.quantised:
-        keeps_all = "f16" if rounded == ["F16"] else "f32"
-        notes.append(
-            f"Weights stored as {', '.join(rounded)} are rounded to {plan.recipe.name}, which "
-            f"keeps fewer digits; `kvant convert --dtype {keeps_all}` keeps all."
-        )
-    blind = [t for t in plan.tensors if _needs_importance(t) and t.importance is None]
-    if blind:
-        kinds = ", ".join(sorted({t.assignment.packing for t in blind}))
-        notes.append(
-            f"{len(blind)} tensors are {kinds} without importance, so quality is poor: `kvant "
-            "calibrate SRC` collects it, and `kvant quantize --importance FILE` uses it."
-        )
-    if plan.checkpoint.ignored:
-        keys = plan.checkpoint.ignored
-        listed = ", ".join(keys[:8]) + (" …" if len(keys) > 8 else "")
-        notes.append(f"Config keys without effect were ignored: {listed}.")
-    if plan.checkpoint.unused:
-        names = plan.checkpoint.unused
-        listed = ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
-        notes.append(f"Tensors that are not part of the computation were left out: {listed}.")
-    if "tokenizer.ggml.model" not in plan.shards[0].metadata:
-        notes.append("The source has no tokenizer; the file has none either and cannot chat.")
-    return tuple(notes)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvant.api.source import Source, resolve, threads_or_default
+from kvant.api.source import Source, resolve_whole, threads_or_default
 from kvant.builtin import builtin_text
 from kvant.checkpoint import Checkpoint
 from kvant.errors import InputError, UsageError
@@ -79,10 +79,10 @@ def evaluate(
     named = [models] if isinstance(models, (str, os.PathLike)) else list(models)
     if not named:
         raise UsageError("There is no model to evaluate; name at least one.")
-    opened = [open_artefact(resolve(m)) for m in named]
+    opened = [open_artefact(resolve_whole(m)) for m in named]
     names = [choose(artefact, runner) for artefact in opened]
     if against is not None:
-        base = open_artefact(resolve(against))
+        base = open_artefact(resolve_whole(against))
         for_base = runner if runner in ("native", "reference") else None
         opened, names = [base, *opened], [choose(base, for_base), *names]
     content = read_text(text)

@@ -32,7 +32,9 @@ def quantizer(
     def tell(done: int, total: int, name: str) -> None:
         progress(Step(f"quantizing model to {recipe}", "", done, total, name))
 
-    quantize(source, recipe, out, lora=adapter, evidence=False, progress=tell)
+    made = quantize(source, recipe, out, lora=adapter, evidence=False, progress=tell)
+    for sentence in made.notes:
+        progress(Step(f"note: {sentence}"))
 
 
 def stored(name: str) -> Local | None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.api.measurement import read_text, tokenizer_of_all
-from kvant.api.source import Source, resolve, threads_or_default
+from kvant.api.source import Source, resolve_whole, threads_or_default
 from kvant.errors import UsageError
 from kvant.evaluation import Corpus, Progress
 from kvant.evaluation.runner import in_step
@@ -110,7 +110,7 @@ def check_runtime(
         InputError: the model cannot be read, by kvant or by its runtime.
         MissingExtraError: the runtime is not installed.
     """
-    artefact = open_artefact(resolve(source))
+    artefact = open_artefact(resolve_whole(source))
     name = own_runner(artefact) if runner is None else choose(artefact, runner)
     if name == "reference":
         raise UsageError("The reference cannot be checked against itself; choose another runner.")

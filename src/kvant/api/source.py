@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING
 
 from kvant.builtin import DEMO, demo_path
 from kvant.checkpoint import Checkpoint, open_checkpoint
-from kvant.errors import InputError
+from kvant.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from kvant.registry import Local
     from kvant.tokenizer.build import Tokenizer
 
-__all__ = ["Source", "named", "open_source", "resolve", "threads_or_default", "tokenizer_of"]
+__all__ = [
+    "Source",
+    "named",
+    "open_source",
+    "resolve",
+    "resolve_whole",
+    "threads_or_default",
+    "tokenizer_of",
+]
 
 _MOST_THREADS = 512  # more than the largest machines have; starting thousands takes seconds
 
@@ -45,11 +53,31 @@ def resolve(source: Source) -> Path:
     """The path behind what the user named; a file or folder called ``demo`` goes first.
 
     A model of the store is looked for where there is no such path.
+
+    Raises:
+        UsageError: the name is empty, as that of a shell's variable that is not set.
     """
+    if not os.fspath(source):
+        raise UsageError("Expected a model's path or name, got an empty text.")
     if os.fspath(source) == DEMO and not Path(DEMO).exists():
         return demo_path()
     local = named(source)
     return Path(source) if local is None else local.path
+
+
+def resolve_whole(source: Source) -> Path:
+    """As `resolve`, where the path has to be all there is of the model.
+
+    Raises:
+        UsageError: a model of the store has an adapter, too, which would be left out.
+    """
+    local = named(source)
+    if local is not None and local.adapter is not None:
+        raise UsageError(
+            f"{source}: has an adapter, which would be left out. Merge it with `kvant convert "
+            f"{source}`, and name the file that this writes."
+        )
+    return resolve(source)
 
 
 def named(source: Source) -> Local | None:

@@ -28,6 +28,7 @@ from kvant.export.target import (
     find_level,
     find_target,
 )
+from kvant.files.atomic_folder import AtomicFolder
 from kvant.packing.groups import Groups
 from kvant.quant.methods import METHODS, Quantised
 from kvant.tuning.layerwise import Layerwise, quantise_grids
@@ -120,6 +121,7 @@ def write_target(
     )
     out = _output(checkpoint, to, level or options.dtype or "", output)
     if level is not None and not dry_run:
+        AtomicFolder(out, force=force).check()  # before the work, not after it
         options = _calibrated(checkpoint, options, how, importance, texts, tokens, out)
     result = target.write(checkpoint, out, level, options)
     return _artefact(checkpoint, result, level or options.dtype or "floats")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from kvant.api.source import Source, open_source, threads_or_default
+from kvant.api.source import Source, open_source, resolve_whole, threads_or_default
 from kvant.checkpoint import open_checkpoint
 from kvant.export.gguf.stream import Progress
 from kvant.export.gguf.verify import Verification, verify_against, verify_file
@@ -28,7 +27,7 @@ def verify(
         UsageError: the two are not of one model.
     """
     count = threads_or_default(threads)
-    path = Path(file)
+    path = resolve_whole(file)
     result = verify_file(read_gguf_split(path), threads=count, progress=progress)
     if against is None or not result.ok:
         return result

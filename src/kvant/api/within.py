@@ -22,7 +22,7 @@ from kvant.api.budget import (
     too_small,
 )
 from kvant.api.calibration import calibration_chunks
-from kvant.api.conversion import importance_of, quantize
+from kvant.api.conversion import check_outputs, importance_of, quantize
 from kvant.api.effort import effort_of, making_of, refuse_texts
 from kvant.api.evidence import measures_by_default
 from kvant.api.measurement import evaluate
@@ -143,6 +143,8 @@ def quantize_within(
         )
     refuse_texts(effort_of(effort), texts, None, None)
     checkpoint = open_source(source, lora)
+    if not dry_run:
+        check_outputs(output, save_recipe, split_size, force=force)
     model = model_metadata(checkpoint, pre_tokenizer=pre_tokenizer)
     given = None if importance is None else importance_of(importance, checkpoint)
     chunks = None if effort == "fast" else calibration_chunks(checkpoint, texts)
@@ -202,9 +204,9 @@ def quantize_within(
     else:
         assert bpw is not None
         recipe, mixture = search.bits(bpw)
+    artefact = write(recipe, output, dry_run, True)
     if save_recipe is not None and not dry_run:
         write_atomic(Path(save_recipe), recipe_text(recipe), force=force)
-    artefact = write(recipe, output, dry_run, True)
     if max_kld is not None and not dry_run:  # the file itself has the last word
         measured = trials.measure(artefact.paths[0])
         if measured.kld is None or measured.kld > max_kld:

@@ -100,7 +100,9 @@ def count_storage(tensors: Iterable[StoredTensor]) -> dict[str, StorageCount]:
         groups.setdefault(tensor.stored_as, []).append(tensor)
     counts = {
         name: StorageCount(
-            sum(map(_parts, group)), sum(t.elements for t in group), sum(t.nbytes for t in group)
+            sum(map(_parts, group)),
+            sum(t.elements for t in group),
+            sum(t.file_bytes for t in group),
         )
         for name, group in groups.items()
     }

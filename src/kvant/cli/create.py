@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvant.cli import show
 from kvant.cli.options import Commands, without_matrices
 from kvant.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from kvant.registry import Step
 
 __all__ = ["add"]
 
@@ -48,7 +52,14 @@ def _run(arguments: argparse.Namespace) -> int:
     text, folder = _text(arguments.file)
     modelfile = parse_modelfile(text, "stdin" if arguments.file == "-" else arguments.file)
     models = store()
-    with show.transfer_progress() as progress:
+    told: list[str] = []
+    with show.transfer_progress() as bar:
+
+        def progress(step: Step) -> None:
+            if step.status.startswith("note: "):
+                told.append(step.status)
+            else:
+                bar(step)
 
         def make() -> object:
             return models.create(
@@ -67,8 +78,9 @@ def _run(arguments: argparse.Namespace) -> int:
             models.pull(modelfile.base, paths=False, progress=progress)
             make()
     entry = models.entry(arguments.name)
-    for note in models.show(arguments.name).notes:
-        show.note(f"note: {note}")
+    for sentence in (*told, *(f"note: {note}" for note in models.show(arguments.name).notes)):
+        show.note(sentence)
+    show.note_builtin(entry.name)
     show.note(f"{size_text(entry.size)}, {entry.quantization or entry.format}")
     show.line(entry.name)
     return 0

@@ -27,7 +27,9 @@ def add(commands: Commands) -> None:
         description="Measure models on a text, by llama.cpp's protocol.",
         epilog="Exit status: 0 done, 1 an error, 2 a wrong command line, 3 a limit was missed.",
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="what to measure")
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="demo, a file or folder of any format, a name"
+    )
     parser.add_argument("--against", metavar="BASE", help="the model to compare with")
     parser.add_argument(
         "--text", metavar="FILE", help="UTF-8 text (default: the built-in evaluation text)"

@@ -70,6 +70,9 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show.print_json([asdict(entry) for entry in found])
         return 0
+    if not found and wanted:
+        show.note(f"No model here has {arguments.filter!r} in its name.")
+        return 0
     if not found:
         show.note("No models here. `kvant pull NAME` gets one, `kvant create` makes one.")
         return 0
@@ -106,16 +109,16 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.modelfile:
         print(show.shown(_head(shown) + str(shown.modelfile)), end="")
     elif arguments.license:
-        print(show.shown(shown.license or shown.details.license))
+        _print(shown.license or shown.details.license, "It states no licence.")
     elif arguments.template:
-        print(show.shown(shown.modelfile.template or ""))
+        _print(shown.modelfile.template, "It has no template but the one in its files, if any.")
     elif arguments.system:
-        print(show.shown(shown.modelfile.system or ""))
+        _print(shown.modelfile.system, "It has no system message.")
     elif arguments.parameters:
         from kvant.registry.parameters import parameter_text
 
-        for name, text in parameter_text(shown.modelfile.parameters):
-            print(show.shown(f"{name:24} {text}"))
+        said = parameter_text(shown.modelfile.parameters)
+        _print("\n".join(f"{name:24} {text}" for name, text in said), "It has no parameters.")
     elif arguments.json:
         show.print_json(_as_json(shown))
     else:
@@ -123,6 +126,14 @@ def _show(arguments: argparse.Namespace) -> int:
     for note in shown.notes:
         show.note(f"note: {note}")
     return 0
+
+
+def _print(text: str | None, otherwise: str) -> None:
+    """A text of the model on stdout; where there is none, that on stderr."""
+    if text:
+        print(show.shown(text))
+    else:
+        show.note(otherwise)
 
 
 def _describe(shown: Shown) -> None:
@@ -183,7 +194,7 @@ def _remove(arguments: argparse.Namespace) -> int:
     from kvant.units import size_text
 
     swept = store().remove(*arguments.names)
-    for name in arguments.names:
+    for name in dict.fromkeys(arguments.names):
         show.line(f"removed {name}")
     if swept.busy:
         show.note("Somebody is adding to the store; `kvant store collect` gives the space back.")
@@ -197,7 +208,9 @@ def _copy(arguments: argparse.Namespace) -> int:
 
     models = store()
     models.copy(arguments.source, arguments.target)
-    show.line(models.entry(arguments.target).name)
+    name = models.entry(arguments.target).name
+    show.note_builtin(name)
+    show.line(name)
     return 0
 
 

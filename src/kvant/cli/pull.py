@@ -62,6 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
     found = store()
     for note in found.show(name).notes:
         show.note(f"note: {note}")
+    show.note_builtin(name)
     if arguments.json:
         from dataclasses import asdict
 

@@ -74,13 +74,15 @@ def add(commands: Commands) -> None:
         "--tokens",
         type=positive,
         metavar="N",
-        help="tokens of all texts together (default: 65536, or as many as the texts have)",
+        help="with --effort balanced or best: tokens of all texts together (default: 65536, or as "
+        "many as the texts have)",
     )
     parser.add_argument(
         "--max-memory",
         type=byte_size,
         metavar="SIZE",
-        help="most memory for hidden states; the rest goes to a scratch file beside the output",
+        help="with --effort balanced or best: most memory for hidden states; the rest goes to a "
+        "scratch file beside the output",
     )
     parser.add_argument("--save-recipe", metavar="FILE", help="write the recipe as JSON, too")
     add_budgets(parser)

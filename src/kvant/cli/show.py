@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "line",
     "note",
+    "note_builtin",
     "print_json",
     "print_table",
     "shown",
@@ -58,6 +59,14 @@ def note(text: str) -> None:
     if not _knows("±", sys.stderr):
         text = text.replace("±", "+/-")
     print(printable(text), file=sys.stderr)
+
+
+def note_builtin(name: str) -> None:
+    """Say what a model's name alone means, where that is another model."""
+    from kvant.builtin import DEMO
+
+    if name.casefold() == f"{DEMO}:latest":
+        note(f"note: `{DEMO}` alone is the built-in model; this one is called {name}.")
 
 
 def print_table(table: Table) -> None:

@@ -21,7 +21,11 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "verify", help="check structure and checksums, and weights against their source"
     )
-    parser.add_argument("file", metavar="FILE", help="a GGUF file; with --runtime, a folder too")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="a GGUF file, or a model of the store; with --runtime, a folder too",
+    )
     parser.add_argument(
         "--against", metavar="SRC", help="the source: reconstruction error of every tensor"
     )

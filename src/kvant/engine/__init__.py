@@ -13,6 +13,7 @@
     batch.py       requests that come and go, in one batch over the scheduler
     answer.py      one request's answer as it is written
     generate.py    prompts to texts, many at once, for a caller who waits
+    pooled.py      hidden states of texts, pooled: what embeddings are made of
     results.py     what a generation gives: pieces, whole texts, usage
 
 docs/engine.md explains it, and what to write for a new packing.

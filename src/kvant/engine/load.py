@@ -289,8 +289,8 @@ class _Budget:
         if room < self.block:
             raise NotEnoughMemoryError(
                 f"{self.name}: its weights take {_mb(self.weights)}, and a step "
-                f"{_mb(self.scratch)} more; {_mb(self.limit)} are free, at least {_mb(least)} are "
-                "needed. Quantise it to fewer bits, or close other programs."
+                f"{_mb(self.scratch)} more; {_mb(self.limit)} may be used, at least {_mb(least)} "
+                "are needed. Quantise it to fewer bits, close other programs, or allow more."
             )
         if kv_tokens is None:
             fitting = int(room * _KV_SHARE) // self.block
@@ -300,7 +300,8 @@ class _Budget:
             raise NotEnoughMemoryError(
                 f"{self.name}: a cache of {kv_tokens:,} tokens takes {_mb(blocks * self.block)} "
                 f"beside {_mb(self.weights + self.scratch)} for weights and a step; "
-                f"{_mb(self.limit)} are free. {room // self.block * per_block:,} tokens would fit."
+                f"{_mb(self.limit)} may be used. {room // self.block * per_block:,} tokens would "
+                "fit."
             )
         return blocks
 

@@ -18,6 +18,7 @@ from kvant.errors import UsageError
 from kvant.packing.groups import Groups
 from kvant.packing.spec import PrecisionClass
 from kvant.quant.methods import Quantised
+from kvant.quant.presets import PRESETS
 
 __all__ = [
     "TARGETS",
@@ -188,6 +189,9 @@ def find_level(target: Target, name: str) -> Level:
         raise UsageError(
             f"Target {target.name} holds floats only; use `kvant convert --to {target.name}`."
         )
+    of_gguf = any(recipe.name == name.upper() for recipe in PRESETS)
+    hint = f" {name} is a recipe for GGUF files: leave --to {target.name} out." if of_gguf else ""
     raise UsageError(
-        f"Target {target.name} has no level {name!r}; choose {', '.join(x.name for x in levels)}."
+        f"Target {target.name} has no level {name!r}; choose "
+        f"{', '.join(x.name for x in levels)}.{hint}"
     )

@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,14 @@ import numpy.typing as npt
 
 from kvant.errors import OutputError
 
-__all__ = ["AtomicFile", "check_space", "hidden_beside", "sync_folder", "write_atomic"]
+__all__ = [
+    "AtomicFile",
+    "check_output",
+    "check_space",
+    "hidden_beside",
+    "sync_folder",
+    "write_atomic",
+]
 
 Bytes = bytes | bytearray | memoryview | npt.NDArray[Any]
 
@@ -214,6 +222,20 @@ def hidden_beside(path: Path) -> Path:
     # 120 bytes of the name leave room for the rest within the usual limit of 255.
     name = os.fsdecode(os.fsencode(path.name)[:120])
     return path.parent / f".{name}.{secrets.token_hex(4)}.partial"
+
+
+def check_output(path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Say at once what `AtomicFile` would: for whoever works long before there is one.
+
+    Raises:
+        OutputError: as of `AtomicFile`. Nothing is left behind.
+    """
+    with suppress(_Enough), AtomicFile(path, force=force):
+        raise _Enough
+
+
+class _Enough(Exception):  # noqa: N818 - no error, and never seen outside
+    """Ends a file that was only tried."""
 
 
 def check_space(path: Path, size: int, free: int) -> None:

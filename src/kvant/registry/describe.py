@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from kvant.checkpoint import count_storage, open_checkpoint
 from kvant.checkpoint.info import ModelInfo, info_from_folder, info_from_gguf
 from kvant.errors import FileFormatError, InputError
 from kvant.files.config_json import read_json
@@ -78,9 +80,11 @@ def describe_folder(folder: Path) -> Details:
         raise FileFormatError(f"{folder / 'config.json'}: expected a JSON object.")
     tensors = read_folder(folder).tensors
     parameters = sum(t.elements for t in tensors.values())
-    sizes: dict[str, int] = {}
-    for tensor in tensors.values():
-        sizes[tensor.stored_as] = sizes.get(tensor.stored_as, 0) + tensor.nbytes
+    storage = count_storage(tensors.values())
+    if "quantization" in config or "quantization_config" in config:
+        with suppress(InputError):  # codes that kvant cannot read are counted as they lie there
+            checkpoint = open_checkpoint(folder)
+            parameters, storage = checkpoint.parameters, checkpoint.storage()
     info = info_from_folder(folder, config, parameters)
     length = config.get("max_position_embeddings")
     return Details(
@@ -88,7 +92,7 @@ def describe_folder(folder: Path) -> Details:
         family=str(config.get("model_type", ""))[:100],
         name=info.name,
         parameters=parameters,
-        quantization=max(sizes, key=sizes.__getitem__, default=""),
+        quantization=next(iter(storage), ""),
         license=_license_name(info),
         context=length if type(length) is int else 0,
     )
@@ -134,7 +138,4 @@ def _quantization(file: GgufFile) -> str:
     for recipe in PRESETS:
         if recipe.file_type == number:
             return recipe.name
-    sizes: dict[str, int] = {}
-    for tensor in file.tensors.values():
-        sizes[tensor.stored_as] = sizes.get(tensor.stored_as, 0) + tensor.nbytes
-    return max(sizes, key=sizes.__getitem__, default="")
+    return next(iter(count_storage(file.tensors.values())), "")

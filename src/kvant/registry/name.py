@@ -196,6 +196,8 @@ def _path_and_tag(rest: str, text: str) -> tuple[str, str]:
 
 def _looks_like_host(part: str) -> bool:
     """Docker's rule: a first part with a dot or a port is a host; so is ``localhost``."""
+    if part.startswith("."):
+        return False
     return part.lower() == "localhost" or "." in part or ":" in part or part.startswith("[")
 
 

@@ -173,6 +173,8 @@ def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
                 except (ValueError, RecursionError):
                     line = None
                 yield place, line if isinstance(line, dict) else None
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no log yet. `kvant serve` writes it.") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
 

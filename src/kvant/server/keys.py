@@ -148,7 +148,9 @@ class KeyFile:
                 if key.id == which:
                     keys[i] = key if key.revoked else replace(key, revoked=time.time())
                     return keys[i]
-            raise UsageError(f"There is no key {quote(which)}. `kvant key list` shows them.")
+            raise UsageError(
+                f"There is no key with the id {quote(which)}. `kvant key list` shows the ids."
+            )
 
     @contextmanager
     def _change(self) -> Iterator[list[Key]]:

@@ -15,7 +15,7 @@ from kvant.errors import OutputError
 from kvant.evidence import FileDigest
 from kvant.export.gguf.plan import Plan, PlannedTensor, Shard
 from kvant.export.gguf.stream import Progress, TensorJob, stream
-from kvant.files.atomic import AtomicFile
+from kvant.files.atomic import AtomicFile, check_output
 from kvant.files.tensor import StoredTensor
 
 __all__ = ["Completion", "Written", "refuse_outputs", "write_plan"]
@@ -156,10 +156,6 @@ def _write_headers(
     return digests
 
 
-class _Enough(Exception):  # noqa: N818 - no error, and never seen outside
-    """Ends a file that was only tried."""
-
-
 def refuse_outputs(plan: Plan, path: Path, *, force: bool) -> None:
     """Say at once what `write_plan` would refuse: for whoever works long before it.
 
@@ -170,8 +166,7 @@ def refuse_outputs(plan: Plan, path: Path, *, force: bool) -> None:
     paths = [path.with_name(name) for name in plan.file_names(path.name)]
     _refuse_overwriting_source(plan, paths)
     for each in paths:
-        with suppress(_Enough), AtomicFile(each, force=force):
-            raise _Enough  # so that nothing is left behind
+        check_output(each, force=force)
 
 
 def _refuse_overwriting_source(plan: Plan, paths: Sequence[Path]) -> None:

@@ -83,6 +83,11 @@ def test_a_name_that_is_empty(run: Run, tmp_path: Path) -> None:
         assert "got an empty text" in _mistake(run, tmp_path, *arguments)
 
 
+def test_names_do_not_steer_the_terminal(run: Run, tmp_path: Path) -> None:
+    message = _mistake(run, tmp_path, "inspect", "a\x1b[31mb\nc")
+    assert message.startswith(r"a\x1b[31mb\nc: no such file")
+
+
 def test_a_pickle_named_itself(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     path.write_bytes(b"PK\x03\x04" + bytes(100))
@@ -203,6 +208,8 @@ def test_requests_that_make_no_sense(
         ("convert demo --no-verify", "--no-verify is for other targets"),
         ("convert demo --set a=1", "--set a is for other targets"),
         ("convert demo --to hf --pre-tokenizer gpt-2", "--pre-tokenizer is for GGUF files"),
+        ("eval demo --runner gguf=native", "none of the models is of that format, but hf"),
+        ("bench demo --runner mlx=native", "--runner mlx=native changes nothing"),
         ("eval demo --reference --runner native", "leave out one of --reference and --runner nat"),
     ],
 )

@@ -50,7 +50,8 @@ def test_a_model_by_name(run: Run, tmp_path: Path) -> None:
     assert "Be\\nbrief." in shown
     assert run("show", "ORG/small:q4", "--system").out == "Be\nbrief.\n"
     assert run("show", "org/small:q4", "--parameters").out.split() == ["temperature", "0.0"]
-    assert json.loads(run("show", "org/small:q4", "--json").out)["quantization"] == "Q4_0"
+    shown = json.loads(run("show", "org/small:q4", "--json").out)
+    assert (shown["quantization"], shown["weights"]) == ("Q4_0", 5_770_496)
     (tmp_path / "shown").write_text(run("show", "org/small:q4", "--modelfile").out)
     assert run("create", "again", "-f", "shown").status == 0
     listed = json.loads(run("list", "--json").out)

@@ -24,7 +24,7 @@ from kvant.runtimes import (
     RunnerChoice,
     RunnerName,
     StepRunner,
-    choose,
+    choose_each,
     open_artefact,
     run_artefact,
     runner_label,
@@ -124,7 +124,7 @@ def benchmark(
     """
     started = time.perf_counter()
     artefact = open_artefact(resolve_whole(model))
-    name = choose(artefact, runner)
+    (name,) = choose_each([artefact], runner)
     if artefact.checkpoint is None and artefact.refusal is not None:
         raise artefact.refusal  # without its weights nobody knows the machine's limit for it
     checkpoint = artefact.checkpoint

@@ -17,6 +17,7 @@ from kvant.runtimes import (
     Artefact,
     RunnerChoice,
     choose,
+    choose_each,
     open_artefact,
     run_artefact,
     runner_label,
@@ -80,7 +81,7 @@ def evaluate(
     if not named:
         raise UsageError("There is no model to evaluate; name at least one.")
     opened = [open_artefact(resolve_whole(m)) for m in named]
-    names = [choose(artefact, runner) for artefact in opened]
+    names = choose_each(opened, runner)
     if against is not None:
         base = open_artefact(resolve_whole(against))
         for_base = runner if runner in ("native", "reference") else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -196,5 +195,5 @@ def _reply(answer: Callable[[str], Iterator[Piece]], message: str) -> Meter:
     except KeyboardInterrupt:
         print("\n(stopped)")
     except KvantError as error:
-        print(f"kvant: {error}", file=sys.stderr)
+        show.note(f"kvant: {error}")
     return meter

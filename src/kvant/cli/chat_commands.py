@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -86,7 +85,7 @@ def run_command(session: Session, line: str) -> bool:
     try:
         command(session, rest.strip())
     except KvantError as error:
-        print(f"kvant: {error}", file=sys.stderr)
+        show.note(f"kvant: {error}")
     return True
 
 

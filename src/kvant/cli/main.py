@@ -36,6 +36,7 @@ from kvant.cli import (
     recommend,
     run,
     serve,
+    show,
     tune,
     verify,
 )
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _finished()
         return status
     except KvantError as error:
-        print(f"kvant: {error}", file=sys.stderr)
+        show.note(f"kvant: {error}")
         return 1
     except KeyboardInterrupt:
         print("kvant: interrupted; nothing was left half written.", file=sys.stderr)
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         # What rooms read and write is a KvantError by now: standard output, or a scratch folder.
         where = f"{error.filename}: " if error.filename else "writing the output failed: "
-        print(f"kvant: {where}{error.strerror or error}.", file=sys.stderr)
+        show.note(f"kvant: {where}{error.strerror or error}.")
         _drop_output()
         return 1
     except MemoryError:

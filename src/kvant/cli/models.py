@@ -171,6 +171,7 @@ def _as_json(shown: Shown) -> dict[str, object]:
 
     return {
         **asdict(shown.entry),
+        "weights": shown.entry.parameters,
         "modelfile": str(shown.modelfile),
         "template": shown.modelfile.template,
         "system": shown.modelfile.system,

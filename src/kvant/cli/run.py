@@ -141,7 +141,7 @@ def _chat(name: str, arguments: argparse.Namespace) -> int:
         except KvantError as error:
             if before is None or before == name:
                 raise
-            print(f"kvant: {error}", file=sys.stderr)
+            show.note(f"kvant: {error}")
             name = before  # back to the one that could be loaded
 
 

@@ -28,6 +28,7 @@ from kvant.runtimes.choice import (
     RunnerChoice,
     RunnerName,
     choose,
+    choose_each,
     own_runner,
     runner_label,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "RunnerName",
     "StepRunner",
     "choose",
+    "choose_each",
     "open_artefact",
     "open_runner",
     "own_runner",

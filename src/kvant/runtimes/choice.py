@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
 from kvant.checkpoint.kind import FORMAT_NAMES, ModelFormat
@@ -16,6 +16,7 @@ __all__ = [
     "RunnerName",
     "check_choice",
     "choose",
+    "choose_each",
     "own_runner",
     "runner_label",
 ]
@@ -68,6 +69,23 @@ def choose(artefact: Artefact, choice: RunnerChoice = None) -> RunnerName:
         return "native"
     usable = _INSTALLED[own]() and (own != "mlx" or mlx.has_gpu())
     return own if usable or artefact.checkpoint is None else "native"
+
+
+def choose_each(artefacts: Sequence[Artefact], choice: RunnerChoice = None) -> list[RunnerName]:
+    """As `choose`, for all models of a command.
+
+    Raises:
+        UsageError: as `choose`; a runner was chosen for a format that none of them has.
+    """
+    if isinstance(choice, Mapping):
+        formats = {artefact.format for artefact in artefacts}
+        for name, runner in choice.items():
+            if name not in formats:
+                raise UsageError(
+                    f"--runner {name}={runner} changes nothing: none of the models is of that "
+                    f"format, but {', '.join(sorted(formats))}. Leave it out."
+                )
+    return [choose(artefact, choice) for artefact in artefacts]
 
 
 def own_runner(artefact: Artefact) -> RunnerName:

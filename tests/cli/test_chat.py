@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from terminal import CTRL_C, CTRL_D, Terminal
 
 from kvant.api.models import store
+from kvant.builtin import demo_path
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 
@@ -113,6 +116,11 @@ def test_ctrl_c_ends_a_single_answer() -> None:
 def test_commands_and_saved_conversations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KVANT_HOME", str(tmp_path))
     monkeypatch.setenv("KVANT_REGISTRY", "http://127.0.0.1:9")
+    mute = tmp_path / "mute"
+    shutil.copytree(demo_path(), mute)
+    settings = json.loads((mute / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (mute / "tokenizer_config.json").write_text(json.dumps(settings))
     with Terminal("run", "demo", *CALM) as t:
         t.expect(PROMPT)
         t.say("/set parameter temperature 0.5")
@@ -149,6 +157,12 @@ def test_commands_and_saved_conversations(monkeypatch: pytest.MonkeyPatch, tmp_p
         assert "kvant: nothing/at/all: no such file" in t.expect(PROMPT)
         t.say("/load nothing-of-this-name")  # nor does a name that cannot be pulled end it
         assert "nobody answers at that port" in t.expect(PROMPT)
+        t.say(f"/load {tmp_path}")
+        assert "expected a model, got no config.json" in t.expect(PROMPT)
+        t.say("/show modelfile")  # and what was said is still there
+        assert "MESSAGE" in t.expect(PROMPT)
+        t.say(f"/load {mute}")
+        assert "the model has no chat template" in t.expect(PROMPT)
         t.say("/load talk")
         loaded = t.expect(PROMPT)
         assert "Chat with Demo" in loaded

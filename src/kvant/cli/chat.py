@@ -31,6 +31,7 @@ def talk(
     system: str | None,
     template: bool,
     verbose: bool,
+    find: Callable[[str], str],
 ) -> str | None:
     """Talk until the user leaves.
 
@@ -39,18 +40,20 @@ def talk(
         model: what answers.
         options: of `Model.chat_stream`.
         system: the message the conversation begins with.
-        template: by the model's chat template; otherwise every message is a text to continue.
+        template: by the model's chat template, which it has; otherwise every message is a text
+            to continue.
         verbose: say after each answer what it took.
+        find: makes sure that a model can be opened, and says what it is called.
 
     Returns:
         The name of a model to go on with; None where the user left.
-
-    Raises:
-        KvantError: the model cannot chat.
     """
-    if template:
-        model.require_chat_template()
-    session = Session(name, model, options, system, [], lambda: None, verbose, template=template)
+    session = Session(
+        *(name, model, options, system, [], lambda: None),
+        verbose=verbose,
+        template=template,
+        find=find,
+    )
     talk = _Conversation(session) if template else _Continuation(session)
     session.clear = talk.clear
     show.line(f"Chat with {model.checkpoint.info.name}. /help lists commands.")

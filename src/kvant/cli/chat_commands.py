@@ -55,6 +55,7 @@ class Session:
         remember: whether lines are kept for the next time.
         given: parameters that were set, by Ollama's names.
         template: whether messages are answered by a chat template.
+        find: what makes sure that a model can be opened, before this one is left for it.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Session:
     remember: bool = True
     given: dict[str, Any] = field(default_factory=dict)
     template: bool = True
+    find: Callable[[str], str] = str
 
 
 def run_command(session: Session, line: str) -> bool:
@@ -105,7 +107,7 @@ def _clear(session: Session, rest: str) -> None:
 def _load(session: Session, rest: str) -> None:
     if not rest:
         raise UsageError("Write /load NAME, with a model's name or path.")
-    raise LeaveError(rest)
+    raise LeaveError(session.find(rest))
 
 
 def _set(session: Session, rest: str) -> None:

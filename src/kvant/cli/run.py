@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +126,8 @@ def _chat(name: str, arguments: argparse.Namespace) -> int:
     while True:
         try:
             with _loaded(name, arguments) as model:
+                if not arguments.no_template:
+                    model.require_chat_template()
                 before = name
                 following = chat.talk(
                     name,
@@ -133,11 +136,11 @@ def _chat(name: str, arguments: argparse.Namespace) -> int:
                     system=arguments.system,
                     template=not arguments.no_template,
                     verbose=arguments.verbose,
+                    find=partial(_openable, offline=arguments.offline),
                 )
             if following is None:
                 return 0
             name = following
-            name = _present(following, offline=arguments.offline)
         except KvantError as error:
             if before is None or before == name:
                 raise
@@ -199,6 +202,15 @@ def _present(model: str, *, offline: bool) -> str:
     except RegistryError as error:
         show.note(f"{model} is no path and not in the store, so it was to be pulled.")
         raise error
+
+
+def _openable(model: str, *, offline: bool) -> str:
+    """As `_present`, of a model that is one: so a chat ends for nothing else."""
+    from kvant.api.source import open_source
+
+    name = _present(model, offline=offline)
+    open_source(name)
+    return name
 
 
 def _prompt(arguments: argparse.Namespace) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from kvant.server.running import Running
 
-__all__ = ["ANYBODY", "Principal", "Role", "Scope", "current"]
+__all__ = ["ANYBODY", "Principal", "Role", "Scope", "current", "visible"]
 
 Role = Literal["user", "operator", "admin"]
 RANKS: dict[str, int] = {"user": 0, "operator": 1, "admin": 2}
@@ -57,3 +57,9 @@ class Scope:
 
 current: ContextVar[Scope | None] = ContextVar("kvant_request", default=None)
 """The request that is served in this context."""
+
+
+def visible(model: str) -> bool:
+    """Whether a model is there for whoever asks; what somebody may not use is not."""
+    scope = current.get()
+    return scope is None or scope.principal.may_use(model)

@@ -95,6 +95,7 @@ class AuditLog:
                 self._last = _hash(line)
                 text += _dump({**line, "hash": self._last}) + "\n"
             data = text.encode()
+            self._known = -1  # until all of it is there: what is not is not what comes next follows
             while data:
                 data = data[os.write(self._fd, data) :]
             os.fdatasync(self._fd)

@@ -143,6 +143,8 @@ class Worker:
                 self._heard(self._link.hear())
         except (EOFError, OSError):
             pass
+        except wire.FrameError as error:
+            note(f"what the server says makes no sense: {error}")
         # At once, in the middle of a step too: nobody is there to hear of it.
         os._exit(0)
 
@@ -173,8 +175,9 @@ class Worker:
         prompt = len(request.prompt)
         admitted = {"is": "admitted", "id": number, "prompt": prompt, "template": template}
         live = _Live(number, request, arrived)
-        self._todo.put(lambda: self._add(live))
+        # In this order: once it is in the batch, its last piece may be said at any moment.
         self._link.say(admitted)
+        self._todo.put(lambda: self._add(live))
 
     def _prepare_texts(self, number: int, message: Message) -> None:
         try:
@@ -342,6 +345,7 @@ class Worker:
                 texts.rows += list(self._model.embed(rest[:count]))
         except CacheFullError as error:
             if self._batch is None or self._batch.idle:
+                self._texts.discard(texts.number)
                 self._refuse(texts.number, error)
                 return
         except KvantError as error:
@@ -354,7 +358,10 @@ class Worker:
         self._texts.discard(texts.number)
         rows = np.stack(texts.rows) if texts.rows else np.zeros((0, 0), np.float32)
         found = {"tokens": sum(map(len, texts.ids)), **wire.vectors_to(rows)}
-        self._link.say({"is": "embedded", "id": texts.number, **found})
+        try:
+            self._link.say({"is": "embedded", "id": texts.number, **found})
+        except UsageError as error:  # longer than a message may be
+            self._refuse(texts.number, error)
 
 
 def note(text: str) -> None:

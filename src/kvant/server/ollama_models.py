@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import re
 import threading
 import time
@@ -30,6 +31,7 @@ from kvant.server.ollama_requests import (
     TransferRequest,
     name_of,
 )
+from kvant.server.scope import visible
 
 __all__ = [
     "add_blob",
@@ -70,6 +72,7 @@ async def processes(backend: Backend, store: Catalogue, request: Request) -> Res
             "context_length": m.context,
         }
         for m in backend.loaded()
+        if visible(m.name)
     ]
     return JSONResponse({"models": models})
 
@@ -269,7 +272,9 @@ class _Reported:
         self._gone = threading.Event()
         self._work = work
         self._said = (Progress(""), 0.0)
-        threading.Thread(target=self._run, name="kvant-store", daemon=True).start()
+        # A thread begins without the request's context, and the store's face asks it who this is.
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(self._run,), name="kvant-store", daemon=True).start()
 
     async def next(self) -> Progress | Exception | None:
         """What comes next; None at the end."""

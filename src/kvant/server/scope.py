@@ -37,8 +37,9 @@ class Principal:
         """Whether a model is theirs to use."""
         if self.models is None:
             return True
-        names = {model, model.removesuffix(":latest")}
-        return any(fnmatchcase(name, p) for name in names for p in self.models)
+        # Names that differ only in case are one.
+        names = {model.casefold(), model.casefold().removesuffix(":latest")}
+        return any(fnmatchcase(name, p.casefold()) for name in names for p in self.models)
 
 
 ANYBODY = Principal("local", "admin", local=True)

@@ -12,11 +12,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from kvant.server import MAX_BODY
 from kvant.server.failures import Api, HttpError, error_response
 from kvant.server.fields import FieldError, parse
 
 __all__ = [
-    "MAX_BODY",
     "Handler",
     "Stream",
     "attend",
@@ -25,9 +25,6 @@ __all__ = [
     "read_json",
     "route",
 ]
-
-#: Bytes of a request. A million tokens of text are about four.
-MAX_BODY = 32 << 20
 
 #: How deep it may nest.
 _DEEPEST = 100
@@ -60,13 +57,15 @@ async def read(request: Request, cls: type[T]) -> T:
     return parse(cls, await read_json(request))
 
 
-async def read_json(request: Request, most: int = MAX_BODY) -> object:
+async def read_json(request: Request) -> object:
     """The body, decoded.
 
     Raises:
         FieldError: it is not JSON.
-        HttpError: it has more than ``most`` bytes (413).
+        HttpError: it has more bytes than a request may have (413).
     """
+    # Whoever stands in front says what it lets through.
+    most = request.scope.get("state", {}).get("body", MAX_BODY)
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.engine.stopping import end_tokens
-from kvant.errors import DataError, MissingExtraError, UsageError
+from kvant.errors import DataError, MissingExtraError, NoTokenError, UsageError
 from kvant.tokenizer.build import Tokenizer
 
 if TYPE_CHECKING:
@@ -61,22 +61,18 @@ class Matcher:
         self.inner.consume_token(token)
         return self.inner.is_stopped()
 
-    def forced(self) -> list[int]:
-        """Tokens that must follow, as the tokenizer would write them; often none."""
-        return self.inner.compute_ff_tokens()
-
     def fault(self) -> DataError | None:
         """What went wrong within the grammar, if anything did."""
         if not self.inner.is_error():
             return None
-        return DataError(
+        return NoTokenError(
             "What the text must match became too complex to follow, or no token can go on: "
             f"{_line(self.inner.get_error())}. Use a simpler constraint."
         )
 
 
 class Grammars:
-    """Makes matchers for one model's tokens. Ready after the first one, or after `prepare`.
+    """Makes matchers for one model's tokens; the first takes a second with a large vocabulary.
 
     Args:
         tokenizer: the model's.
@@ -89,14 +85,6 @@ class Grammars:
         self._built: tuple[llguidance.LLTokenizer, llguidance.LLExecutor] | None = None
         self._known: dict[Constraint, llguidance.LLMatcher] = {}
 
-    def prepare(self) -> None:
-        """Bring the tokens into the library's form, which takes a second for a large vocabulary.
-
-        Raises:
-            MissingExtraError: the library is not installed.
-        """
-        self._ready()
-
     def matcher(self, constraint: Constraint) -> Matcher:
         """A matcher at the beginning of an answer.
 
@@ -107,9 +95,10 @@ class Grammars:
         known = self._known.get(constraint)
         if known is None:
             known = self._compile(constraint)
-            while len(self._known) >= _KEPT:
-                del self._known[next(iter(self._known))]
-            self._known[constraint] = known
+            with self._lock:  # who prepares requests and who runs them may both be here
+                while len(self._known) >= _KEPT:
+                    del self._known[next(iter(self._known))]
+                self._known[constraint] = known
         return Matcher(known.deep_copy())
 
     def masks(self, wanted: Sequence[tuple[Matcher, Sequence[int]]]) -> Masks:
@@ -214,6 +203,8 @@ def _schema(constraint: Constraint) -> Any:
     text = constraint.text or '{"type": "object"}'
     try:
         schema = json.loads(text)
+    except RecursionError:
+        raise _refused(constraint, "it nests too deep") from None
     except ValueError as error:
         raise _refused(constraint, str(error)) from None
     if not isinstance(schema, (dict, bool)):

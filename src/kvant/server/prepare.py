@@ -77,6 +77,7 @@ class Preparer:
         stop = (*self._defaults.stop, *job.stop)
         StopStrings(stop)  # says what is wrong with them
         sampling = replace(self._sampling, **job.sampling)
+        self.checked(sorted(sampling.logit_bias), "of logit_bias ")
         return Request(
             prompt=tokens,
             sampling=sampling,
@@ -103,7 +104,7 @@ class Preparer:
         t = self._tokenizer
         return t.encode(text) or ([t.bos_id] if t.bos_id is not None else [])
 
-    def checked(self, ids: Sequence[int]) -> list[int]:
+    def checked(self, ids: Sequence[int], where: str = "") -> list[int]:
         """Ids that a client sent.
 
         Raises:
@@ -113,8 +114,8 @@ class Preparer:
         for i in ids:
             if type(i) is not int or not 0 <= i < size:
                 raise UsageError(
-                    f"Token ids should be whole numbers from 0 to {size - 1}, got {i!r}. Use ids "
-                    "of this model's tokenizer."
+                    f"Token ids {where}should be whole numbers from 0 to {size - 1}, got {i!r}. "
+                    "Use ids of this model's tokenizer."
                 )
         return list(ids)
 

@@ -165,8 +165,7 @@ class Worker:
         try:
             job = wire.job_from(message)
             request = self._preparer.prepare(job)
-            if request.constraint is not None and self._model.grammars is not None:
-                self._model.grammars.matcher(request.constraint)  # compiled here, found there
+            self._check(request)
         except BaseException as error:
             self._refuse(number, error)
             return
@@ -178,6 +177,18 @@ class Worker:
         # In this order: once it is in the batch, its last piece may be said at any moment.
         self._link.say(admitted)
         self._todo.put(lambda: self._add(live))
+
+    def _check(self, request: Request) -> None:
+        """Refuse before it is admitted what the batch would refuse afterwards."""
+        if self._batch is None:
+            raise UsageError("The model is an encoder; it writes no text. Ask for embeddings.")
+        if request.constraint is not None:
+            if self._model.grammars is None:
+                raise UnsupportedError(
+                    "This engine writes no constrained answers. Leave the constraint out, or serve "
+                    "a GGUF file of the model."
+                )
+            self._model.grammars.matcher(request.constraint)  # compiled here, found there
 
     def _prepare_texts(self, number: int, message: Message) -> None:
         try:
@@ -234,9 +245,8 @@ class Worker:
     def _add(self, live: _Live) -> None:
         if not self._reach(live.number):
             return
+        assert self._batch is not None
         try:
-            if self._batch is None:
-                raise UsageError("The model is an encoder; it writes no text. Ask for embeddings.")
             live.key = self._batch.add(live.request)
         except Exception as error:
             self._refuse(live.number, error)

@@ -197,8 +197,13 @@ class ExternalEngine:
         stream.chat_template = job.chat_template or self.template if job.messages else None
         task = asyncio.ensure_future(self._answer(job, stream))
         self._tasks[stream.number] = task
-        task.add_done_callback(lambda _: self._tasks.pop(stream.number, None))
+        task.add_done_callback(lambda _: self._done(stream))
         return stream
+
+    def _done(self, stream: Stream) -> None:
+        self._tasks.pop(stream.number, None)
+        # Whatever ended the task, also before its first line; who has ended already hears nothing.
+        stream.fail(EngineLostError(f"{self._engine} has ended. Ask again."), "lost")
 
     async def embed(self, job: EmbedJob) -> wire.Message:
         """Vectors are made by kvant's own engine only."""
@@ -235,10 +240,6 @@ class ExternalEngine:
         except Exception as error:
             lost = EngineLostError(f"{self._engine}: {type(error).__name__}.")
             stream.fail(lost, "error")
-        finally:
-            # In every case, also when it is cancelled because the process is gone; whoever has
-            # ended already hears nothing of it.
-            stream.fail(EngineLostError(f"{self._engine} has ended. Ask again."), "lost")
 
     def _body(self, request: Request) -> dict[str, Any]:
         s = request.sampling

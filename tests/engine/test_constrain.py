@@ -208,6 +208,8 @@ def test_rows_longer_than_the_vocabulary(tokenizer: Tokenizer) -> None:
         (Constraint("json_schema", '{"type": "nope"}'), "JSON schema cannot be used: .*nope"),
         (Constraint("json_schema", "{"), "JSON schema cannot be used: Expecting property name"),
         (Constraint("json_schema", "[1]"), "a schema is an object"),
+        (Constraint("json_schema", '{"a":' + "[" * 3000 + "]" * 3000 + "}"), "nests too deep"),
+        (Constraint("json_schema", '{"a":' + "[" * 960 + "]" * 960 + "}"), "cannot be used"),
         (Constraint("json_schema", '{"$ref": "http://localhost/x"}'), "JSON schema cannot be used"),
         (Constraint("regex", "(a"), "regular expression cannot be used: .*unclosed group"),
         (Constraint("grammar", "start: missing"), "grammar cannot be used: .*unknown name"),

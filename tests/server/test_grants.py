@@ -72,11 +72,11 @@ def test_others_models_are_not_there_to_change(models: Models, kept: Store) -> N
 def test_others_names_are_not_theirs_to_give(models: Models, kept: Store) -> None:
     before = {e.name: e.digest for e in kept.list()}
     for name in ("theirs", "new", "hf.co/org/mine-x", "localhost:1/mine"):
-        with pytest.raises(HttpError, match="403|for some models only"):
+        with pytest.raises(HttpError, match="for some models only"):
             models.copy("mine-one", name)
-        with pytest.raises(HttpError, match="403|for some models only"):
+        with pytest.raises(HttpError, match="for some models only"):
             models.create(name, _new("mine-one"), _nothing)
-        with pytest.raises(HttpError, match="403|for some models only"):
+        with pytest.raises(HttpError, match="for some models only"):
             models.pull(name, _nothing, insecure=False)
     assert {e.name: e.digest for e in kept.list()} == before
 

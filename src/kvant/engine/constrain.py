@@ -155,6 +155,8 @@ class Grammars:
                 grammar = LLMatcher.grammar_from_json_schema(
                     schema, defaults={"whitespace_pattern": _SPACE}
                 )
+        except RecursionError:  # its text, or writing it again for the library
+            raise _refused(constraint, "it nests too deep") from None
         except ValueError as error:
             raise _refused(constraint, str(error)) from None
         matcher = LLMatcher(tokens, grammar, log_level=0)
@@ -203,8 +205,6 @@ def _schema(constraint: Constraint) -> Any:
     text = constraint.text or '{"type": "object"}'
     try:
         schema = json.loads(text)
-    except RecursionError:
-        raise _refused(constraint, "it nests too deep") from None
     except ValueError as error:
         raise _refused(constraint, str(error)) from None
     if not isinstance(schema, (dict, bool)):

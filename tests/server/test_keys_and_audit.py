@@ -169,14 +169,17 @@ def test_half_a_line_after_a_crash(tmp_path: Path) -> None:
     assert (count, broken) == (5, [])
 
 
-def test_lines_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full in the midst of a line: the next one follows what is there."""
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_lines_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """A disk that is full, also in the midst of a line: the next one follows what is there."""
     write, full = os.write, threading.Event()
 
     def half(fd: int, data: bytes) -> int:
         if full.is_set() and b'"number"' in data:
             full.clear()
-            write(fd, data[: len(data) // 2])
+            write(fd, data[: int(len(data) * share)])
             raise OSError(errno.ENOSPC, "no space left")
         return write(fd, data)
 

@@ -195,7 +195,8 @@ class Worker:
             if self._model.embed is None:
                 raise UnsupportedError("This engine makes no embeddings. Use --engine native.")
             p, most = self._preparer, self._model.context
-            ids = [p.encode(t) if isinstance(t, str) else p.checked(t) for t in message["inputs"]]
+            encode = p.cut if message["truncate"] else p.encode
+            ids = [encode(t) if isinstance(t, str) else p.checked(t) for t in message["inputs"]]
             if message["truncate"]:
                 ids = [tokens[:most] for tokens in ids]
             for tokens in ids:

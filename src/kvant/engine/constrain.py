@@ -31,6 +31,9 @@ _SPACE = r"[ \n\t\r]{0,32}"
 spaces until its tokens are used up."""
 _KEPT = 64
 """Grammars kept ready for the next request with the same constraint."""
+_FUEL, _STEP_FUEL = 300_000, 50_000
+"""Work to begin with a constraint, and for each token, in the library's measure. Its own bounds
+allow four seconds to begin, these half a second, and a schema of twenty thousand values fits."""
 Masks = npt.NDArray[np.uint32]
 
 
@@ -143,7 +146,7 @@ class Grammars:
 
     def _compile(self, constraint: Constraint) -> llguidance.LLMatcher:
         tokens, _ = self._ready()
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
 
         try:
             if constraint.kind == "regex":
@@ -159,7 +162,11 @@ class Grammars:
             raise _refused(constraint, "it nests too deep") from None
         except ValueError as error:
             raise _refused(constraint, str(error)) from None
-        matcher = LLMatcher(tokens, grammar, log_level=0)
+        limits = LLParserLimits(initial_lexer_fuel=_FUEL, step_lexer_fuel=_STEP_FUEL)
+        matcher = LLMatcher(tokens, grammar, log_level=0, limits=limits)
+        # What it takes to begin is spent here, and not in the step that all requests wait for.
+        if not matcher.is_error():
+            matcher.compute_bitmask()
         if matcher.is_error():
             raise _refused(constraint, matcher.get_error())
         return matcher

@@ -18,7 +18,7 @@ from kvant.server import wire
 from kvant.server.backend import ServingBackend
 from kvant.server.engine_process import EngineSpec, Opened, Stream
 from kvant.server.exchange import attend
-from kvant.server.jobs import DeadlineError, Delta, EmbedJob, Job, ModelNotFoundError
+from kvant.server.jobs import BusyError, DeadlineError, Delta, EmbedJob, Job, ModelNotFoundError
 from kvant.server.library import Library
 from kvant.server.settings import Settings
 
@@ -141,6 +141,21 @@ def test_a_client_that_leaves_while_another_model_goes(tmp_path: Path) -> None:
         assert serving.backend._slots == {}
 
     _run(work, StandIn(closing=0.2), StandIn(), library=Library((str(file),)))
+
+
+def test_who_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "other.gguf"
+    file.write_bytes(b"")
+
+    async def work(serving: Serving) -> None:
+        backend = serving.backend
+        running = await backend.answer(ASK)
+        with pytest.raises(BusyError):
+            await backend.answer(Job(model="other", prompt="x"))
+        assert list(backend._slots) == ["demo"]
+        await running.aclose()
+
+    _run(work, StandIn(), library=Library((str(file),)), per_user=1)
 
 
 # ---- time ---------------------------------------------------------------------------------------

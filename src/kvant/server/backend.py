@@ -194,9 +194,8 @@ class ServingBackend:
             raise BusyError("The server is shutting down. Ask another one, or again later.", 5.0)
         resolved = await self._resolve(model)
         slot = self._slots.get(resolved.name)
-        if slot is None:
-            slot = self._slots[resolved.name] = Slot(resolved, resolved)
-            slot.keep_alive = self._settings.keep_alive
+        if slot is None:  # among the others once somebody is counted in it
+            slot = Slot(resolved, resolved, keep_alive=self._settings.keep_alive)
         slot.newest = resolved
         bound = self._settings.parallel + self._settings.queue
         if slot.asked >= bound:
@@ -218,6 +217,7 @@ class ServingBackend:
             )
             self._refused(slot.name, user, error)
             raise error
+        self._slots[slot.name] = slot
         slot.asked += 1
         self._users[user] += 1
         if slot.timer is not None:

@@ -56,6 +56,10 @@ class DataError(InputError):
     """The weights themselves are bad: NaN or infinity."""
 
 
+class NoTokenError(DataError):
+    """What was asked of a text leaves no token that may come next."""
+
+
 class UsageError(KvantError):
     """The request makes no sense: an unknown recipe, a bad option value, an empty text."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -195,6 +196,16 @@ def test_masked_rows_draw_as_if_all_else_were_impossible() -> None:
     assert "must match leave no token" in str(nothing[0])
 
 
+def test_no_step_waits_long_for_a_constraint(grammars: Grammars) -> None:
+    """What a hostile one costs is bounded, and spent before its request is in a step."""
+    matcher = grammars.matcher(Constraint("regex", "(a{1000}){1000}"))
+    started = time.process_time()
+    grammars.masks([(matcher, [])])
+    assert time.process_time() - started < 1  # it was more than two
+    many = json.dumps({"enum": [f"value number {i} of many, {i * 7919}" for i in range(20_000)]})
+    assert grammars.matcher(Constraint("json_schema", many)).fault() is None
+
+
 def test_rows_longer_than_the_vocabulary(tokenizer: Tokenizer) -> None:
     grammars = Grammars(tokenizer, 4096 + 70)
     masks = grammars.masks([(grammars.matcher(LARK), [])])
@@ -208,9 +219,12 @@ def test_rows_longer_than_the_vocabulary(tokenizer: Tokenizer) -> None:
         (Constraint("json_schema", '{"type": "nope"}'), "JSON schema cannot be used: .*nope"),
         (Constraint("json_schema", "{"), "JSON schema cannot be used: Expecting property name"),
         (Constraint("json_schema", "[1]"), "a schema is an object"),
+        (Constraint("json_schema", '{"a":' + "[" * 3000 + "]" * 3000 + "}"), "nests too deep"),
+        (Constraint("json_schema", '{"a":' + "[" * 960 + "]" * 960 + "}"), "cannot be used"),
         (Constraint("json_schema", '{"$ref": "http://localhost/x"}'), "JSON schema cannot be used"),
         (Constraint("regex", "(a"), "regular expression cannot be used: .*unclosed group"),
         (Constraint("grammar", "start: missing"), "grammar cannot be used: .*unknown name"),
+        (Constraint("grammar", "start: start"), "grammar cannot be used"),
     ],
 )
 def test_what_is_no_constraint(grammars: Grammars, constraint: Constraint, why: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -44,6 +45,16 @@ def test_wherever_the_pieces_are_cut(text: str, stops: list[str], cuts: list[int
     else:
         shown += watch.finish()
     assert (shown, watch.matched) == _textbook(text, stops)
+
+
+def test_strings_that_repeat_themselves_cost_no_more() -> None:
+    """The strings are a client's, and everybody's text waits while they are looked for."""
+    watch = StopStrings(["a" * (i + 1) * 2 + "b" * 3000 for i in range(64)])
+    started = time.process_time()
+    for _ in range(500):
+        watch.add("aaaa")
+    assert time.process_time() - started < 2  # it was two minutes
+    assert watch.finish() == "a" * 128
 
 
 def test_one_string_or_several() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -170,6 +172,44 @@ def test_half_a_line_after_a_crash(tmp_path: Path) -> None:
     _log(tmp_path, 2)
     count, _, broken = verify(path)
     assert (count, broken) == (5, [])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_lines_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """A disk that is full, also in the midst of a line: the next one follows what is there."""
+    write, full = os.write, threading.Event()
+
+    def half(fd: int, data: bytes) -> int:
+        if full.is_set() and b'"number"' in data:
+            full.clear()
+            write(fd, data[: int(len(data) * share)])
+            raise OSError(errno.ENOSPC, "no space left")
+        return write(fd, data)
+
+    log = AuditLog(tmp_path)
+    monkeypatch.setattr(os, "write", half)
+    for i in range(6):
+        if i == 2:
+            full.set()
+        log.add("answer", number=i)
+        while not log._lines.empty():
+            time.sleep(0.001)
+        time.sleep(0.02)
+    log.close()
+    count, _, broken = verify(log.path)
+    assert (count, broken) == (5, [])
+
+
+def test_a_line_longer_than_most(tmp_path: Path) -> None:
+    """With prompts, one line may be longer than what is looked at first."""
+    for size in (10, 3 << 20, 10):
+        log = AuditLog(tmp_path)
+        log.add("answer", prompt="x" * size)
+        log.close()
+    count, _, broken = verify(log.path)
+    assert (count, broken) == (3, [])
 
 
 def test_two_servers_write_one_chain(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +23,11 @@ from kvant.devices.engines import choose, form_of
 from kvant.devices.machine import Gpu, Machine, machine
 from kvant.errors import ContextError, MissingExtraError, UnsupportedError, UsageError
 from kvant.server.backend import ServingBackend
+from kvant.server.engine_process import EngineSpec
+from kvant.server.external import ExternalEngine
 from kvant.server.jobs import EmbedJob, EngineLostError, Job
 from kvant.server.library import Library
+from kvant.server.prepare import Defaults
 from kvant.server.settings import Settings
 
 ASK = Job(model="m", prompt="Once upon a time", max_tokens=12, sampling={"temperature": 0})
@@ -159,6 +164,90 @@ def test_vllm_is_started_watched_and_ended(
         assert await _text(backend, ASK) == expected[0]
 
     _run("vllm", demo_path(), work)
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ExternalEngine]:
+    """Installs a program called vllm: Python that has its port in ``port``."""
+    place = tmp_path / "bin" / "vllm"
+    place.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{place.parent}{os.pathsep}{os.environ['PATH']}")
+
+    def install(text: str) -> ExternalEngine:
+        port = "import sys\nport = int(sys.argv[sys.argv.index('--port') + 1])\n"
+        place.write_text(f"#!{sys.executable}\n{port}{text}")
+        place.chmod(0o755)
+        return ExternalEngine("vllm", None)
+
+    return install
+
+
+def _spec() -> EngineSpec:
+    return EngineSpec(
+        path=demo_path(),
+        adapter=None,
+        defaults=Defaults(),
+        threads=1,
+        kv_type="f16",
+        parallel=2,
+        queue=2,
+        draft=None,
+    )
+
+
+def test_all_its_processes_end(tmp_path: Path, program: Callable[[str], ExternalEngine]) -> None:
+    """Engines start workers, and say much that nobody reads: neither outlives them."""
+    engine = program(
+        "import http.server, subprocess\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n"
+        "for _ in range(100): print('x' * 10000, flush=True)\n"
+        "class Health(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200)\n"
+        "        self.end_headers()\n"
+        "http.server.HTTPServer(('127.0.0.1', port), Health).serve_forever()\n"
+    )
+
+    async def work() -> None:
+        await engine.start(_spec())
+        async with asyncio.timeout(30):
+            await engine.load(512, 512)
+        task_that_never_began = engine.answer(ASK)
+        engine._tasks[task_that_never_began.number].cancel()
+        with pytest.raises(EngineLostError):
+            async with asyncio.timeout(5):
+                await task_that_never_began.admitted
+        assert engine._tasks == {}
+        await engine.close()
+
+    asyncio.run(work())
+    child = int((tmp_path / "child").read_text())
+    ends = time.monotonic() + 5
+    while _runs(child):
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    assert not any(t.name.startswith("prepare") for t in threading.enumerate())
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and not only waits for its parent to hear of its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_why_it_did_not_begin(program: Callable[[str], ExternalEngine]) -> None:
+    engine = program("print('x' * 100000)\nsys.exit('for this reason')\n")
+
+    async def work() -> None:
+        await engine.start(_spec())
+        with pytest.raises(EngineLostError, match="for this reason"):
+            await engine.load(512, 512)
+        await engine.close()
+
+    asyncio.run(work())
 
 
 def test_mlx(expected: tuple[str, str]) -> None:

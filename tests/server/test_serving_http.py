@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 import os
 import shutil
 import signal
@@ -126,6 +127,41 @@ def test_pages_of_other_sites_do_not_speak_for_the_user(server: Served) -> None:
     assert rebound.status_code == 403
     own = server.http.get("/status", headers={"origin": server.url})
     assert own.status_code == 200
+    for none in ({"host": "["}, {"host": "[::1"}, {"origin": "http://["}, {"origin": "http://[x]"}):
+        assert server.http.get("/status", headers=none).status_code == 403, none
+
+
+def test_a_client_s_own_mistakes(server: Served) -> None:
+    """Each is 400, also where a stream was asked for; nobody else notices."""
+    deep = '{"a":' + "[" * 3000 + "]" * 3000 + "}"
+    for wrong in (
+        {"logit_bias": {"99999": 1}},
+        {"guided_json": deep},
+        {"guided_json": '{"$ref": "#"}'},
+        {"guided_grammar": "start: start"},
+    ):
+        whole = server.http.post("/v1/completions", json={**ASK, **wrong})
+        assert whole.status_code == 400, (wrong, whole.text)
+    late = server.http.post(
+        "/v1/completions", json={**ASK, "stream": True, "logit_bias": {"99999": 1}}
+    )
+    assert late.status_code == 400
+    missing = {"model": "x", "files": {"a.gguf": "sha256:" + "0" * 64}}
+    assert server.http.post("/api/create", json=missing).status_code == 400
+    base = {"model": "x", "from": "no/such"}
+    assert server.http.post("/api/create", json=base).status_code == 404
+
+
+def test_for_ever_is_no_date(server: Served) -> None:
+    ask = {"model": "demo", "prompt": "x", "stream": False, "options": {"num_predict": 1}}
+    for endless in (b"1e999", b"1e15", b'"999999999999999"'):
+        body = json.dumps(ask)[:-1].encode() + b', "keep_alive": ' + endless + b"}"
+        assert server.http.post("/api/generate", content=body).status_code == 200
+        found = server.http.get("/api/ps").json()["models"]
+        assert found[0]["expires_at"].startswith("9999")
+        assert server.status()["models"][0]["expires"] is None
+    again = {**ask, "keep_alive": "5m"}
+    assert server.http.post("/api/generate", json=again).status_code == 200
 
 
 def test_garbage_and_half_requests(server: Served) -> None:
@@ -289,6 +325,22 @@ def test_a_body_that_does_not_come(tmp_path: Path) -> None:
     assert asyncio.run(ask([b'{"model"'])) == 408
     assert asyncio.run(ask([b" " * 600, b" " * 600])) == 413
     assert asyncio.run(ask([b" "], length=2000)) == 413
+
+
+def test_a_bound_above_the_usual_holds_too(tmp_path: Path) -> None:
+    """What the gate lets through is read."""
+
+    async def ask(size: int) -> int:
+        settings = Settings(folder=tmp_path, body=40 << 20)
+        backend = ServingBackend(settings, Library(), max_memory=1 << 30)
+        guards = Guards(settings, KeyFile(tmp_path), Metrics(), None, backend)
+        app = build(guards, api_routes(backend, Library(), None))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return (await http.post("/v1/completions", content=b" " * size + b"{")).status_code
+
+    assert asyncio.run(ask(36 << 20)) == 400
+    assert asyncio.run(ask(41 << 20)) == 413
 
 
 def test_a_model_loads_while_others_answer(tmp_path: Path) -> None:

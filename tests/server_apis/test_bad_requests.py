@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -12,6 +13,8 @@ import httpx
 import pytest
 
 from kvant.server.fields import FieldError, Ignored, Refused, Within, parse
+from kvant.server.ollama_requests import GenerateRequest
+from kvant.server.openai_requests import CompletionRequest
 from kvant.server.openapi import OPERATIONS
 
 POSTS = [o.path for o in OPERATIONS if o.request is not None and o.method == "POST"]
@@ -183,6 +186,23 @@ class Outer:
     inners: Annotated[list[Inner], Within(0, 2)] = field(default_factory=list)
     gone: Annotated[Any, Refused("it is gone", ("no",))] = None
     idle: Annotated[int, Ignored("it does nothing")] = 7
+
+
+def test_parsing_takes_no_longer_than_reading():
+    """A million numbers are taken at once, and the messages of a large body in a thread."""
+    started = time.process_time()
+    ids = [12] * (1 << 20)
+    assert parse(CompletionRequest, {"model": "a", "prompt": ids}).prompt == tuple(ids)
+    lists = [[1] * 100] * 20_000
+    assert len(parse(CompletionRequest, {"model": "a", "prompt": lists}).prompt) == 20_000
+    assert parse(GenerateRequest, {"model": "a", "context": ids * 3}).context[-1] == 12
+    assert time.process_time() - started < 4  # it was over a minute
+    for wrong in ([1, 2.5], [1, True], [1, "x"]):
+        with pytest.raises(FieldError):
+            parse(GenerateRequest, {"model": "a", "context": wrong})
+    many = {str(i): 1 for i in range(20_000)}
+    with pytest.raises(FieldError, match="16384 entries"):
+        parse(CompletionRequest, {"model": "a", "prompt": "x", "logit_bias": many})
 
 
 def test_parsing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import httpx
 import pytest
 
 ollama = pytest.importorskip("ollama")
@@ -181,10 +182,17 @@ def test_pull_and_push_show_progress(shelf, scripted):
         shelf.pull("broken")
 
 
-def test_a_pull_nobody_waits_for_ends(shelf, scripted):
-    lines = shelf.pull("endless", stream=True)
-    next(lines)
-    lines.close()
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_pull_nobody_waits_for_ends(shelf, scripted, stream):
+    scripted.shelf.stopped = None
+    if stream:
+        lines = shelf.pull("endless", stream=True)
+        next(lines)
+        lines.close()
+    else:
+        ask = {"model": "endless", "stream": False}
+        with pytest.raises(httpx.TimeoutException):
+            httpx.post(f"{scripted.url}/api/pull", json=ask, timeout=0.3)
     ends = time.monotonic() + 5
     while scripted.shelf.stopped is None and time.monotonic() < ends:
         time.sleep(0.01)

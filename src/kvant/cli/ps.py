@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kvant.cli import show
 from kvant.cli.options import Commands
 from kvant.errors import InputError, UsageError
+from kvant.server import DEFAULT_PORT
 
 if TYPE_CHECKING:
     import urllib.error
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["add", "ask_server"]
 
 _SECONDS = 30
+_HERE = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 
 def add(commands: Commands) -> None:
@@ -36,8 +38,8 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server",
         metavar="URL",
-        default=os.environ.get("KVANT_SERVER", "http://127.0.0.1:11434"),
-        help="where it is (default: $KVANT_SERVER, or http://127.0.0.1:11434)",
+        default=os.environ.get("KVANT_SERVER", _HERE),
+        help=f"where it is (default: $KVANT_SERVER, or {_HERE})",
     )
 
 

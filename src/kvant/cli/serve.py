@@ -8,6 +8,7 @@ from pathlib import Path
 from kvant.cli import show
 from kvant.cli.options import Commands, byte_size, positive
 from kvant.errors import UsageError
+from kvant.server import DEFAULT_PORT, MAX_BODY
 
 __all__ = ["add", "seconds"]
 
@@ -38,7 +39,12 @@ def add(commands: Commands) -> None:
         "serve", help="serve models over HTTP, to many at once", description=_DESCRIPTION
     )
     parser.add_argument("--host", default="127.0.0.1", help="address (default: this machine only)")
-    parser.add_argument("--port", type=int, default=11434, help="default: 11434; 0 for a free one")
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=DEFAULT_PORT,
+        help=f"default: {DEFAULT_PORT}; 0 for a free one",
+    )
     parser.add_argument(
         "--model",
         action="append",
@@ -99,7 +105,7 @@ def _add_capacity(parser: argparse.ArgumentParser) -> None:
         help="answers get so long to finish when the server is stopped (default: 30)",
     )
     group.add_argument(
-        "--max-body", type=byte_size, default=16 << 20, metavar="SIZE", help="of a request"
+        "--max-body", type=byte_size, default=MAX_BODY, metavar="SIZE", help="of a request"
     )
 
 

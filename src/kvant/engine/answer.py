@@ -26,7 +26,10 @@ class Request:
         max_tokens: most tokens to write; None until the model stops or the context is full.
         stop: strings that end the text; they are not part of it.
         user: whose it is; users share fairly.
-        salt: requests of different salts never share what was read.
+        salt: requests of different salts never share what was read of their prompts. With the same
+            salt (the default) they do, whoever they are of: nobody reads another's text, but
+            ``cached`` and the time of the first piece tell that somebody sent the same beginning.
+            One salt for each user keeps users apart.
         constraint: what the text must match.
         ignore_end: write on where the model would end the text (for measuring).
     """

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.engine.stopping import end_tokens
-from kvant.errors import DataError, MissingExtraError, UsageError
+from kvant.errors import DataError, MissingExtraError, NoTokenError, UsageError
 from kvant.tokenizer.build import Tokenizer
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ _SPACE = r"[ \n\t\r]{0,32}"
 spaces until its tokens are used up."""
 _KEPT = 64
 """Grammars kept ready for the next request with the same constraint."""
+_FUEL, _STEP_FUEL = 300_000, 50_000
+"""Work to begin with a constraint, and for each token, in the library's measure. Its own bounds
+allow four seconds to begin, these half a second, and a schema of twenty thousand values fits."""
 Masks = npt.NDArray[np.uint32]
 
 
@@ -61,22 +64,18 @@ class Matcher:
         self.inner.consume_token(token)
         return self.inner.is_stopped()
 
-    def forced(self) -> list[int]:
-        """Tokens that must follow, as the tokenizer would write them; often none."""
-        return self.inner.compute_ff_tokens()
-
     def fault(self) -> DataError | None:
         """What went wrong within the grammar, if anything did."""
         if not self.inner.is_error():
             return None
-        return DataError(
+        return NoTokenError(
             "What the text must match became too complex to follow, or no token can go on: "
             f"{_line(self.inner.get_error())}. Use a simpler constraint."
         )
 
 
 class Grammars:
-    """Makes matchers for one model's tokens. Ready after the first one, or after `prepare`.
+    """Makes matchers for one model's tokens; the first takes a second with a large vocabulary.
 
     Args:
         tokenizer: the model's.
@@ -89,14 +88,6 @@ class Grammars:
         self._built: tuple[llguidance.LLTokenizer, llguidance.LLExecutor] | None = None
         self._known: dict[Constraint, llguidance.LLMatcher] = {}
 
-    def prepare(self) -> None:
-        """Bring the tokens into the library's form, which takes a second for a large vocabulary.
-
-        Raises:
-            MissingExtraError: the library is not installed.
-        """
-        self._ready()
-
     def matcher(self, constraint: Constraint) -> Matcher:
         """A matcher at the beginning of an answer.
 
@@ -107,9 +98,10 @@ class Grammars:
         known = self._known.get(constraint)
         if known is None:
             known = self._compile(constraint)
-            while len(self._known) >= _KEPT:
-                del self._known[next(iter(self._known))]
-            self._known[constraint] = known
+            with self._lock:  # who prepares requests and who runs them may both be here
+                while len(self._known) >= _KEPT:
+                    del self._known[next(iter(self._known))]
+                self._known[constraint] = known
         return Matcher(known.deep_copy())
 
     def masks(self, wanted: Sequence[tuple[Matcher, Sequence[int]]]) -> Masks:
@@ -154,7 +146,7 @@ class Grammars:
 
     def _compile(self, constraint: Constraint) -> llguidance.LLMatcher:
         tokens, _ = self._ready()
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
 
         try:
             if constraint.kind == "regex":
@@ -166,9 +158,15 @@ class Grammars:
                 grammar = LLMatcher.grammar_from_json_schema(
                     schema, defaults={"whitespace_pattern": _SPACE}
                 )
+        except RecursionError:  # its text, or writing it again for the library
+            raise _refused(constraint, "it nests too deep") from None
         except ValueError as error:
             raise _refused(constraint, str(error)) from None
-        matcher = LLMatcher(tokens, grammar, log_level=0)
+        limits = LLParserLimits(initial_lexer_fuel=_FUEL, step_lexer_fuel=_STEP_FUEL)
+        matcher = LLMatcher(tokens, grammar, log_level=0, limits=limits)
+        # What it takes to begin is spent here, and not in the step that all requests wait for.
+        if not matcher.is_error():
+            matcher.compute_bitmask()
         if matcher.is_error():
             raise _refused(constraint, matcher.get_error())
         return matcher

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant import _core
-from kvant.errors import DataError, UsageError
+from kvant.errors import DataError, NoTokenError, UsageError
 
 __all__ = ["Draw", "Sampler", "Sampling", "TokenLogprob", "Turn", "draw", "draw_turns"]
 
@@ -250,7 +250,7 @@ def _fault(row: int, fault: int, logits: npt.NDArray[np.float32]) -> DataError:
             f"{bad.size} such values of {logits.size} (row {row}). The model is damaged or "
             "overflows; check it with `kvant verify`, or use a wider packing."
         )
-    return DataError(
+    return NoTokenError(
         "logit_bias, penalties and what the text must match leave no token that may be chosen. "
         "Forbid fewer tokens, or use smaller penalties."
     )

@@ -267,7 +267,8 @@ class DraftModel:
     """A smaller model that writes ahead.
 
     Args:
-        engine: runs it. Its cache is its own; texts it has no room for get no guesses.
+        engine: runs it. Its cache is its own; where that is full, nobody gets further guesses in
+            that step, nor until texts that are in it have ended.
         vocab_size: the large model's; guesses beyond are none.
     """
 

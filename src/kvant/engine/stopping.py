@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from kvant.errors import UsageError
 from kvant.tokenizer.definition import TokenizerDefinition
@@ -49,6 +49,7 @@ class StopStrings:
                 f"characters, got {len(self._strings)} of up to "
                 f"{max(map(len, self._strings))} characters. Use shorter ones."
             )
+        self._watched = [_Watched(s) for s in self._strings]
         self._held = ""
         self.matched: str | None = None
         """The string that ended the text."""
@@ -58,13 +59,18 @@ class StopStrings:
 
         Once `matched` is set, that is what stands before the stop string, and the text is over.
         """
+        if not self._watched:
+            return piece
         text = self._held + piece
-        ends = [(text.index(s) + len(s), -len(s), s) for s in self._strings if s in text]
-        if ends:
-            end, _, self.matched = min(ends)
-            self._held = ""
-            return text[: end - len(self.matched)]
-        keep = max(map(_overlap, [text] * len(self._strings), self._strings), default=0)
+        for end, char in enumerate(piece, len(self._held) + 1):
+            for watched in self._watched:
+                watched.add(char)
+            done = [w.string for w in self._watched if w.begun == len(w.string)]
+            if done:
+                self.matched = max(done, key=len)
+                self._held = ""
+                return text[: end - len(self.matched)]
+        keep = max(w.begun for w in self._watched)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -74,8 +80,33 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, string: str) -> int:
-    """Length of the longest end of ``text`` that is a proper beginning of ``string``."""
-    longest = min(len(text), len(string) - 1)
-    sizes: Iterable[int] = range(longest, 0, -1)
-    return next((n for n in sizes if text.endswith(string[:n])), 0)
+class _Watched:
+    """A string that is looked for, and how much of it stands at the end of the text.
+
+    Each character costs the same, however strings and text repeat themselves (Knuth, Morris and
+    Pratt 1977): a client writes the strings, and everybody's text waits for what they cost. What is
+    known of a string grows with the text that matches it, so one that is never met costs nothing.
+    """
+
+    __slots__ = ("_borders", "begun", "string")
+
+    def __init__(self, string: str) -> None:
+        self.string = string
+        self.begun = 0
+        # Of each beginning, the longest proper end that is a beginning too.
+        self._borders = [0, 0]
+
+    def add(self, char: str) -> None:
+        """The text goes on with ``char``."""
+        string, borders = self.string, self._borders
+        at = self.begun
+        while at and (at == len(string) or string[at] != char):
+            at = borders[at]
+        at += string[at] == char
+        self.begun = at
+        while len(borders) <= at:
+            last = string[len(borders) - 1]
+            border = borders[-1]
+            while border and string[border] != last:
+                border = borders[border]
+            borders.append(border + (string[border] == last))

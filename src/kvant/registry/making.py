@@ -215,14 +215,17 @@ def assemble(store: Store, base: Base, said: Modelfile) -> Manifest:
     )
 
 
-def _local_path(store: Store, base: str, folder: Path) -> Path | None:
-    """The file or folder that FROM names; None where it names a model."""
+def _local_path(store: Store, base: str, folder: Path, paths: bool) -> Path | None:
+    """The file or folder that FROM names; None where it names a model.
+
+    Without ``paths`` the disk is not looked at: what is there is nobody's business.
+    """
     if _BLOB.fullmatch(base) or "://" in base:
         return None
     path = with_home(base)
     path = path if path.is_absolute() else folder / path
     looks = base.startswith((".", "/", "~")) or base.lower().endswith(".gguf")
-    if looks or (path.exists() and base not in store):
+    if looks or (paths and path.exists() and base not in store):
         return path
     return None
 
@@ -230,7 +233,7 @@ def _local_path(store: Store, base: str, folder: Path) -> Path | None:
 def _base(store: Store, base: str, folder: Path, paths: bool, tell: Progress) -> Base:
     if match := _BLOB.fullmatch(base):
         return _from_blobs(store, {"model.gguf": match[1].replace("-", ":")})
-    path = _local_path(store, base, folder)
+    path = _local_path(store, base, folder, paths)
     if base in store.builtin and base not in store:
         path, paths = store.builtin[base], True
     if path is not None:
@@ -253,7 +256,7 @@ def _from_blobs(store: Store, files: Mapping[str, str]) -> Base:
     titles = distinct([_title(name) for name in files])
     for title, (name, digest) in zip(titles, files.items(), strict=True):
         if not store.has_blob(digest):
-            raise InputError(f"Blob {quote(digest)} of {quote(name)} was not sent. Send it first.")
+            raise UsageError(f"Blob {quote(digest)} of {quote(name)} was not sent. Send it first.")
         role: Role = "gguf" if title.lower().endswith(".gguf") else "file"
         size = store.layout.blob(digest).stat().st_size
         layers.append(Descriptor(ROLE_TYPES[role], digest, size, {TITLE: title}))
@@ -274,7 +277,7 @@ def _adapter_blobs(store: Store, adapters: Mapping[str, str]) -> tuple[Descripto
     titles = distinct([_title(Path(name).name) for name in adapters])
     for title, (name, digest) in zip(titles, adapters.items(), strict=True):
         if not store.has_blob(digest):
-            raise InputError(f"Blob {quote(digest)} of {quote(name)} was not sent. Send it first.")
+            raise UsageError(f"Blob {quote(digest)} of {quote(name)} was not sent. Send it first.")
         size = store.layout.blob(digest).stat().st_size
         found.append(Descriptor(ROLE_TYPES["adapter"], digest, size, {TITLE: title}))
     return tuple(found)

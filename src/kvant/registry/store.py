@@ -105,6 +105,14 @@ class Store:
                 return row
         raise self._absent(wanted)
 
+    def stamp(self) -> tuple[int, int, int] | None:
+        """Differs whenever the models that are listed changed; costs a look at one file."""
+        try:
+            stat = self._layout.index_file.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
     def resolve(self, name: str) -> Local:
         """A model, ready to be opened.
 

@@ -40,13 +40,9 @@ class FairQueue:
         self._active[user] = self._active.get(user, 0) + 1
         self.push(request)
 
-    def push(self, request: Request, *, front: bool = False) -> None:
+    def push(self, request: Request) -> None:
         """Put a request into the line."""
-        line = self._waiting.setdefault(request.user, deque())
-        if front:
-            line.appendleft(request)
-        else:
-            line.append(request)
+        self._waiting.setdefault(request.user, deque()).append(request)
         self._count += 1
 
     def remove(self, request: Request) -> None:

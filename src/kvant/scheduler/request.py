@@ -26,7 +26,8 @@ class Request:
         tokens: prompt, then what was written.
         most_tokens: length at which it ends at the latest, prompt included.
         user: whose it is; users share fairly.
-        salt: texts of different salts never share cached blocks.
+        salt: texts of different salts never share cached blocks; those of one salt do, also where
+            their users differ.
         draft: guessed next tokens, to be checked in the next step; set by the caller after
             `Scheduler.complete`.
         computed: tokens whose keys and values are in ``blocks``.

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp
 
 from kvant.server.audit import AuditLog
 from kvant.server.gate import Gate, Guards
-from kvant.server.page import page
 from kvant.server.running import Running, Watcher
+from kvant.server.scope import visible
 from kvant.version import __version__
 
 __all__ = ["AuditWatcher", "build"]
@@ -24,11 +24,6 @@ __all__ = ["AuditWatcher", "build"]
 def build(guards: Guards, routes: Sequence[BaseRoute]) -> ASGIApp:
     """The application around the APIs' ``routes``."""
     backend, metrics = guards.backend, guards.metrics
-
-    async def root(request: Request) -> Response:
-        if "text/html" in request.headers.get("accept", ""):
-            return page()
-        return PlainTextResponse("Ollama is running")  # what its clients look for
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -47,8 +42,9 @@ def build(guards: Guards, routes: Sequence[BaseRoute]) -> ASGIApp:
         )
 
     async def status(request: Request) -> Response:
-        stats = backend.stats()
-        models = [{**stats.get(m.name, {}), **asdict(m)} for m in backend.loaded()]
+        stats = {name: s for name, s in backend.stats().items() if visible(name)}
+        loaded = [m for m in backend.loaded() if visible(m.name)]
+        models = [{**stats.get(m.name, {}), **asdict(m)} for m in loaded]
         return JSONResponse(
             {
                 "version": __version__,
@@ -60,7 +56,6 @@ def build(guards: Guards, routes: Sequence[BaseRoute]) -> ASGIApp:
         )
 
     own = [
-        Route("/", root),
         Route("/health", health),
         Route("/ready", ready),
         Route("/metrics", figures),

@@ -95,6 +95,7 @@ class AuditLog:
                 self._last = _hash(line)
                 text += _dump({**line, "hash": self._last}) + "\n"
             data = text.encode()
+            self._known = -1  # until all of it is there: what is not is not what comes next follows
             while data:
                 data = data[os.write(self._fd, data) :]
             os.fdatasync(self._fd)
@@ -105,16 +106,20 @@ class AuditLog:
     def _find_last(self, size: int) -> bool:
         """Go on from the last whole line; whether there is half a line behind it."""
         self._last, self._number = _START, 0
-        data = os.pread(self._fd, _TAIL, max(0, size - _TAIL))
-        parts = data.split(b"\n")
-        for raw in reversed(parts[:-1]):
-            try:
-                line = json.loads(raw)
-                self._last, self._number = str(line["hash"]), int(line["n"])
-                break
-            except (ValueError, KeyError, TypeError):
-                continue
-        return bool(parts[-1])
+        tail = _TAIL
+        while True:
+            parts = os.pread(self._fd, tail, max(0, size - tail)).split(b"\n")
+            # The first of them may be the end of a line: with prompts, lines are long.
+            for raw in reversed(parts[:-1] if tail >= size else parts[1:-1]):
+                try:
+                    line = json.loads(raw)
+                    self._last, self._number = str(line["hash"]), int(line["n"])
+                    return bool(parts[-1])
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    continue
+            if tail >= size:
+                return bool(parts[-1])
+            tail *= 4
 
 
 @dataclass(frozen=True, slots=True)

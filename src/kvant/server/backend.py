@@ -11,8 +11,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from dataclasses import replace
 
 from kvant.devices.engines import choose
 from kvant.devices.machine import Machine, machine
@@ -24,6 +23,7 @@ from kvant.server.engine_process import EngineProcess, EngineSpec
 from kvant.server.external import ExternalEngine
 from kvant.server.jobs import (
     BusyError,
+    DeadlineError,
     Embedded,
     EmbedJob,
     EngineLostError,
@@ -35,37 +35,12 @@ from kvant.server.jobs import (
 from kvant.server.library import Library, Resolved
 from kvant.server.running import Running, Watcher
 from kvant.server.settings import Settings
-
-AnyEngine: TypeAlias = EngineProcess | ExternalEngine
+from kvant.server.slot import AnyEngine, Slot, until
 
 __all__ = ["ServingBackend"]
 
 _MEMORY_PATIENCE = 30.0
 """Seconds a request waits until other models' answers are done and their memory free."""
-
-
-@dataclass(eq=False)
-class _Slot:
-    """A model that is loaded, or being loaded."""
-
-    resolved: Resolved
-    engine: AnyEngine | None = None
-    asked: int = 0
-    """Requests that use it or wait for it: it is not unloaded meanwhile."""
-    used: float = field(default_factory=time.monotonic)
-    expires: float | None = None
-    keep_alive: float = 0.0
-    timer: asyncio.TimerHandle | None = None
-    seconds: float = 5.0
-    """What an answer takes, averaged; for guesses at waiting times."""
-
-    @property
-    def name(self) -> str:
-        return self.resolved.name
-
-    @property
-    def ready(self) -> bool:
-        return self.engine is not None and not self.engine.lost and self.engine.context > 0
 
 
 class ServingBackend:
@@ -81,7 +56,7 @@ class ServingBackend:
     ) -> None:
         self._settings, self._library, self.max_memory = settings, library, max_memory
         self._watchers = list(watchers)
-        self._slots: dict[str, _Slot] = {}
+        self._slots: dict[str, Slot] = {}
         self._memory: dict[AnyEngine, int] = {}  # bytes of processes, until they have ended
         self._loading = asyncio.Lock()
         self._freed = asyncio.Event()
@@ -94,13 +69,15 @@ class ServingBackend:
 
     async def answer(self, job: Job) -> Running:
         """Begin to answer; see `kvant.server.jobs.Backend.answer`."""
-        deadline = self._settings.deadline if job.deadline is None else job.deadline
-        ends = time.monotonic() + min(deadline, self._settings.deadline)
+        loop = asyncio.get_running_loop()
+        seconds = self._seconds(job.deadline)
+        ends = loop.time() + seconds
         job = replace(job, user=self._user(job.user))
         slot = await self._admit(job.model, job.user)
         try:
             began = time.perf_counter()
-            engine = await self._engine(slot, job.context)
+            async with until(ends, seconds):
+                engine = await self._engine(slot, job.context)
             load = time.perf_counter() - began
             stream = engine.answer(job)
         except BaseException as error:
@@ -108,12 +85,8 @@ class ServingBackend:
             self._refused(slot.name, job.user, error)
             raise
         running = Running(slot.name, job, stream, load)
-        timer = asyncio.get_running_loop().call_later(
-            max(0.0, ends - time.monotonic()), stream.expire, deadline
-        )
+        timer = loop.call_at(ends, stream.expire, seconds)
         stream.on_end = lambda: self._ended(slot, running, timer)
-        for watcher in self._watchers:
-            watcher.began(running)
         try:
             await stream.admitted
         except BaseException:
@@ -123,13 +96,15 @@ class ServingBackend:
 
     async def embed(self, job: EmbedJob) -> Embedded:
         """Vectors of texts; see `kvant.server.jobs.Backend.embed`."""
+        seconds = self._seconds(job.deadline)
+        ends = asyncio.get_running_loop().time() + seconds
         user = self._user(job.user)
         slot = await self._admit(job.model, user)
         try:
             began = time.perf_counter()
-            engine = await self._engine(slot, None)
-            loaded = time.perf_counter()
-            async with asyncio.timeout(min(job.deadline or 1e9, self._settings.deadline)):
+            async with until(ends, seconds):
+                engine = await self._engine(slot, None)
+                loaded = time.perf_counter()
                 found = await engine.embed(job)
             timings = Timings(load=loaded - began, prompt=time.perf_counter() - loaded)
         except BaseException as error:
@@ -152,8 +127,10 @@ class ServingBackend:
 
     async def unload(self, model: str) -> bool:
         """Give a model's memory back when its answers are done; whether it was loaded."""
-        resolved = await self._resolve(model)
-        slot = self._slots.get(resolved.name)
+        # What was removed meanwhile may be loaded still: its memory can be had back all the same.
+        slot = self._slots.get(model) or self._slots.get(f"{model}:latest")
+        if slot is None or not scopes.visible(slot.name):
+            slot = self._slots.get((await self._resolve(model)).name)
         if slot is None or slot.engine is None:
             return False
         slot.keep_alive = 0.0
@@ -180,7 +157,7 @@ class ServingBackend:
                     context=engine.context,
                     running=min(running, slot.asked),
                     waiting=max(0, slot.asked - running),
-                    expires=slot.expires,
+                    expires=slot.leaves,
                 )
             )
         return found
@@ -197,29 +174,29 @@ class ServingBackend:
             return given
         return scope.principal.name
 
+    def _seconds(self, deadline: float | None) -> float:
+        most = self._settings.deadline
+        return most if deadline is None else min(deadline, most)
+
     async def _resolve(self, model: str) -> Resolved:
-        slot = self._slots.get(model)
-        if slot is not None and slot.ready:
-            resolved = slot.resolved
-        else:
-            # Looks at the disk: not in the event loop.
-            loop = asyncio.get_running_loop()
-            resolved = await loop.run_in_executor(None, self._library.resolve, model)
-        scope = scopes.current.get()
-        if scope is not None and not scope.principal.may_use(resolved.name):
+        # Of a model that is loaded too: it may have been removed, or made anew, meanwhile. Looks at
+        # the disk: not in the event loop.
+        loop = asyncio.get_running_loop()
+        resolved = await loop.run_in_executor(None, self._library.resolve, model)
+        if not scopes.visible(resolved.name):
             # What somebody may not use is not there for them.
             raise ModelNotFoundError(f"There is no model called {model!r} here for this key.")
         return resolved
 
-    async def _admit(self, model: str, user: str) -> _Slot:
+    async def _admit(self, model: str, user: str) -> Slot:
         """The slot of a model, with one more request counted; `_leave` ends that."""
         if self.draining:
             raise BusyError("The server is shutting down. Ask another one, or again later.", 5.0)
         resolved = await self._resolve(model)
         slot = self._slots.get(resolved.name)
-        if slot is None:
-            slot = self._slots[resolved.name] = _Slot(resolved)
-            slot.keep_alive = self._settings.keep_alive
+        if slot is None:  # among the others once somebody is counted in it
+            slot = Slot(resolved, resolved, keep_alive=self._settings.keep_alive)
+        slot.newest = resolved
         bound = self._settings.parallel + self._settings.queue
         if slot.asked >= bound:
             wait = self._wait(slot)
@@ -240,6 +217,7 @@ class ServingBackend:
             )
             self._refused(slot.name, user, error)
             raise error
+        self._slots[slot.name] = slot
         slot.asked += 1
         self._users[user] += 1
         if slot.timer is not None:
@@ -247,17 +225,22 @@ class ServingBackend:
             slot.timer = None
         return slot
 
-    def _wait(self, slot: _Slot) -> float:
+    def _wait(self, slot: Slot) -> float:
         """Seconds until there is room again, about."""
         rounds = slot.asked / self._settings.parallel
         return min(60.0, max(1.0, slot.seconds * rounds))
 
     def _refused(self, model: str, user: str, error: BaseException) -> None:
-        reason = {BusyError: "busy", ContextError: "context", EngineLostError: "lost"}
+        reason = {
+            BusyError: "busy",
+            ContextError: "context",
+            DeadlineError: "deadline",
+            EngineLostError: "lost",
+        }
         for watcher in self._watchers:
             watcher.refused(model, user, reason.get(type(error), "error"))
 
-    def _ended(self, slot: _Slot, running: Running, timer: asyncio.TimerHandle) -> None:
+    def _ended(self, slot: Slot, running: Running, timer: asyncio.TimerHandle) -> None:
         timer.cancel()
         seconds = time.perf_counter() - running.began
         slot.seconds += 0.1 * (seconds - slot.seconds)
@@ -265,7 +248,7 @@ class ServingBackend:
         for watcher in self._watchers:
             watcher.ended(running)
 
-    def _leave(self, slot: _Slot, user: str, keep_alive: float | None) -> None:
+    def _leave(self, slot: Slot, user: str, keep_alive: float | None) -> None:
         slot.asked -= 1
         slot.used = time.monotonic()
         self._users[user] -= 1
@@ -277,7 +260,7 @@ class ServingBackend:
             self._freed.set()
             self._set_timer(slot)
 
-    def _set_timer(self, slot: _Slot) -> None:
+    def _set_timer(self, slot: Slot) -> None:
         if slot.engine is None:
             if not slot.asked and self._slots.get(slot.name) is slot:
                 del self._slots[slot.name]
@@ -289,30 +272,33 @@ class ServingBackend:
         loop = asyncio.get_running_loop()
         slot.timer = loop.call_later(slot.keep_alive, self._expire, slot)
 
-    def _expire(self, slot: _Slot) -> None:
+    def _expire(self, slot: Slot) -> None:
         self._spawn(self._unload_unused(slot))
 
-    async def _unload_unused(self, slot: _Slot) -> None:
+    async def _unload_unused(self, slot: Slot) -> None:
         if not slot.asked:
             await self._unload(slot)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # ---- loading and unloading -------------------------------------------------------------------
 
-    async def _engine(self, slot: _Slot, context: int | None) -> AnyEngine:
-        if slot.ready and (context is None or slot.engine.context >= context):  # type: ignore[union-attr]
-            assert slot.engine is not None
-            return slot.engine
+    async def _engine(self, slot: Slot, context: int | None) -> AnyEngine:
+        engine = slot.serves(context)
+        if engine is not None:
+            return engine
         async with self._loading:
+            engine = slot.serves(context)
+            if engine is not None:
+                return engine
             if slot.ready:
                 assert slot.engine is not None
-                if context is None or slot.engine.context >= context:
-                    return slot.engine
                 if slot.asked > 1:
+                    assert context is not None
                     raise BusyError(
                         f"{slot.name} is loaded for {slot.engine.context:,} tokens and in use; it "
                         f"cannot be loaded for {context:,} now.",
@@ -324,9 +310,9 @@ class ServingBackend:
             self._slots[slot.name] = slot
             return await self._start(slot, context)
 
-    async def _start(self, slot: _Slot, context: int | None) -> AnyEngine:
+    async def _start(self, slot: Slot, context: int | None) -> AnyEngine:
         s = self._settings
-        resolved = slot.resolved
+        resolved = slot.resolved = slot.newest
         engine = await asyncio.get_running_loop().run_in_executor(None, self._made, resolved)
         try:
             opened = await engine.start(
@@ -372,7 +358,7 @@ class ServingBackend:
             return EngineProcess(engine=name)
         return ExternalEngine(name, self._settings.tensor_parallel)
 
-    async def _make_room(self, slot: _Slot, memory: int) -> None:
+    async def _make_room(self, slot: Slot, memory: int) -> None:
         """Unload others until ``memory`` bytes are free."""
         patience = time.monotonic() + _MEMORY_PATIENCE
         while True:
@@ -397,12 +383,16 @@ class ServingBackend:
                     10.0,
                 ) from None
 
-    async def _unload(self, slot: _Slot) -> None:
-        await self._close(slot)
-        if not slot.asked and self._slots.get(slot.name) is slot:
-            del self._slots[slot.name]
+    async def _unload(self, slot: Slot) -> None:
+        try:
+            await self._close(slot)
+        finally:
+            # Meanwhile somebody may have come, been served, and left it loaded again.
+            unused = not slot.asked and slot.engine is None
+            if unused and self._slots.get(slot.name) is slot:
+                del self._slots[slot.name]
 
-    async def _close(self, slot: _Slot) -> None:
+    async def _close(self, slot: Slot) -> None:
         engine, slot.engine = slot.engine, None
         if slot.timer is not None:
             slot.timer.cancel()
@@ -412,14 +402,21 @@ class ServingBackend:
             await self._end(engine)
 
     async def _end(self, engine: AnyEngine) -> None:
-        await engine.close()
-        self._memory.pop(engine, None)
-        self._freed.set()
+        # In a task of its own: where a client has gone, every await of the request's task is
+        # cancelled, and the memory would be counted for ever.
+        await asyncio.shield(self._spawn(self._ending(engine)))
 
-    def _lost(self, slot: _Slot, engine: AnyEngine) -> None:
+    async def _ending(self, engine: AnyEngine) -> None:
+        try:
+            await engine.close()
+        finally:
+            self._memory.pop(engine, None)
+            self._freed.set()
+
+    def _lost(self, slot: Slot, engine: AnyEngine) -> None:
         if slot.engine is engine:
             slot.engine = None
-        self._spawn(self._end(engine))
+        self._spawn(self._ending(engine))
 
     # ---- the end ---------------------------------------------------------------------------------
 
@@ -439,5 +436,5 @@ class ServingBackend:
         self.draining = True
         for slot in list(self._slots.values()):
             await self._unload(slot)
-        if self._tasks:
+        while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -176,8 +176,7 @@ class EngineProcess(asyncio.Protocol):
         self._numbers = itertools.count()
         self._news: asyncio.Future[wire.Message] | None = None
         self.stats: Mapping[str, float] = {}
-        self.context = self.memory = self.kv_tokens = 0
-        self.describe = ""
+        self.context = self.memory = 0
         self.template: str | None = None
         self.lost = False
         self.on_lost: Callable[[], None] | None = None
@@ -232,7 +231,6 @@ class EngineProcess(asyncio.Protocol):
         self._say({"do": "load", "context": context, "kv_tokens": kv_tokens})
         found = await self._answer_to_load(None)
         self.context, self.memory = found["context"], found["memory"]
-        self.kv_tokens, self.describe = found["kv_tokens"], found["describe"]
         self.template = found["template"]
 
     async def _answer_to_load(self, seconds: float | None) -> wire.Message:
@@ -280,13 +278,15 @@ class EngineProcess(asyncio.Protocol):
 
         Raises:
             EngineLostError: the process has ended.
+            UsageError: the job is too long to be sent.
         """
         if self.lost:
             raise self._lost_error()
         number = next(self._numbers)
-        stream = self._streams[number] = Stream(number, self._cancel)
+        stream = Stream(number, self._cancel)
         stream.chat_template = job.chat_template
         self._say({"do": "answer", "id": number, "job": wire.job_to(job)})
+        self._streams[number] = stream
         return stream
 
     async def embed(self, job: EmbedJob) -> wire.Message:
@@ -295,20 +295,15 @@ class EngineProcess(asyncio.Protocol):
             raise self._lost_error()
         number = next(self._numbers)
         future = asyncio.get_running_loop().create_future()
-        self._embeds[number] = future
         inputs = [t if isinstance(t, str) else list(t) for t in job.inputs]
         self._say({"do": "embed", "id": number, "inputs": inputs, "truncate": job.truncate})
+        self._embeds[number] = future
         try:
             found: wire.Message = await future
             return found
         finally:
             if self._embeds.pop(number, None) is not None and not self.lost:
                 self._say({"do": "cancel", "id": number})
-
-    @property
-    def requests(self) -> int:
-        """Answers and embeddings under way."""
-        return len(self._streams) + len(self._embeds)
 
     def _cancel(self, number: int) -> None:
         if self._streams.pop(number, None) is not None and not self.lost:

@@ -7,14 +7,17 @@ written and made tokens of here, so tools, reasoning and errors are the same wit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +47,14 @@ class ExternalEngine:
         self._port = 0
         self._spec: EngineSpec | None = None
         self._preparer: Preparer | None = None
+        # A preparer is for one thread at a time.
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._tokenizer: Any = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._watch: asyncio.Task[None] | None = None
         self._numbers = 0
         self._written = 0
-        self.context = self.memory = self.kv_tokens = 0
-        self.describe = engine
+        self.context = self.memory = 0
         self.template: str | None = None
         self.on_lost: Callable[[], None] | None = None
 
@@ -96,24 +100,21 @@ class ExternalEngine:
         assert self._spec is not None
         assert self._preparer is not None
         self._port = _free_port()
-        log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
             self._command(self._spec, context),
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env={**os.environ, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"},
             start_new_session=True,
         )
-        with log:
-            ends = time.monotonic() + _START_SECONDS
-            while not await alive(self._port, "/health"):
-                if self._process.poll() is not None or time.monotonic() > ends:
-                    size = log.seek(0, os.SEEK_END)
-                    log.seek(max(0, size - _LOG_BYTES))
-                    said = log.read().decode("utf-8", "replace").strip()
-                    raise EngineLostError(f"{self._engine} did not begin to serve: {said[-500:]}")
-                await asyncio.sleep(0.2)
+        log = _Tail(self._process)
+        ends = time.monotonic() + _START_SECONDS
+        while not await alive(self._port, "/health"):
+            if self._process.poll() is not None or time.monotonic() > ends:
+                said = await asyncio.get_running_loop().run_in_executor(None, log.text)
+                raise EngineLostError(f"{self._engine} did not begin to serve: {said[-500:]}")
+            await asyncio.sleep(0.2)
         self.context = self._preparer.context = context
         self.memory = sum(f.stat().st_size for f in _files(self._spec.path))
         self._watch = asyncio.ensure_future(self._watching())
@@ -147,17 +148,28 @@ class ExternalEngine:
         """End the process."""
         if self._watch is not None:
             self._watch.cancel()
+        loop = asyncio.get_running_loop()
         if self._process is not None:
-            self._process.terminate()
-            loop = asyncio.get_running_loop()
+            self._signal(signal.SIGTERM)
             await loop.run_in_executor(None, end_process, self._process)
+            self.kill()  # those of its processes that did not hear, or outlived it
+        await loop.run_in_executor(None, self._forget)
+
+    def _forget(self) -> None:
+        self._preparing.shutdown(cancel_futures=True)
         if self._preparer is not None:
             self._preparer.close()
 
     def kill(self) -> None:
-        """End the process at once."""
+        """End the process, and those it started, at once."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        # The session is its own, so all it started are in its group; the group is there for as long
+        # as any of them is.
         if self._process is not None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
 
     @property
     def lost(self) -> bool:
@@ -174,11 +186,6 @@ class ExternalEngine:
         """What is known from here."""
         return {"running": len(self._tasks), "written_tokens": self._written}
 
-    @property
-    def requests(self) -> int:
-        """Answers under way."""
-        return len(self._tasks)
-
     # ---- requests --------------------------------------------------------------------------------
 
     def answer(self, job: Job) -> Stream:
@@ -190,8 +197,13 @@ class ExternalEngine:
         stream.chat_template = job.chat_template or self.template if job.messages else None
         task = asyncio.ensure_future(self._answer(job, stream))
         self._tasks[stream.number] = task
-        task.add_done_callback(lambda _: self._tasks.pop(stream.number, None))
+        task.add_done_callback(lambda _: self._done(stream))
         return stream
+
+    def _done(self, stream: Stream) -> None:
+        self._tasks.pop(stream.number, None)
+        # Whatever ended the task, also before its first line; who has ended already hears nothing.
+        stream.fail(EngineLostError(f"{self._engine} has ended. Ask again."), "lost")
 
     async def embed(self, job: EmbedJob) -> wire.Message:
         """Vectors are made by kvant's own engine only."""
@@ -209,7 +221,7 @@ class ExternalEngine:
         try:
             assert self._preparer is not None
             loop = asyncio.get_running_loop()
-            request = await loop.run_in_executor(None, self._preparer.prepare, job)
+            request = await loop.run_in_executor(self._preparing, self._preparer.prepare, job)
             body = self._body(request)
             stream.admit(len(request.prompt))
             await self._pieces(body, stream)
@@ -228,10 +240,6 @@ class ExternalEngine:
         except Exception as error:
             lost = EngineLostError(f"{self._engine}: {type(error).__name__}.")
             stream.fail(lost, "error")
-        finally:
-            # In every case, also when it is cancelled because the process is gone; whoever has
-            # ended already hears nothing of it.
-            stream.fail(EngineLostError(f"{self._engine} has ended. Ask again."), "lost")
 
     def _body(self, request: Request) -> dict[str, Any]:
         s = request.sampling
@@ -299,6 +307,29 @@ class ExternalEngine:
         last = Delta("", finish_reason=reason if reason in _STOP else "stop")
         now = time.perf_counter()
         stream.take(last, (0, 0.0, (first or now) - began), now - (first or now))
+
+
+class _Tail:
+    """The end of what a process says; the rest is thrown away as it comes.
+
+    Some engines log prompts, so it is kept nowhere else.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._said = b""
+        self._thread = threading.Thread(target=self._read, args=(process,), daemon=True)
+        self._thread.start()
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with process.stdout as pipe:
+            while data := os.read(pipe.fileno(), 1 << 16):
+                self._said = (self._said + data)[-_LOG_BYTES:]
+
+    def text(self) -> str:
+        """The last two thousand bytes, of a process that has ended all of them."""
+        self._thread.join(_DYING_SECONDS)
+        return self._said.decode("utf-8", "replace").strip()
 
 
 def _structured(constraint: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from kvant.errors import (
     KvantError,
     MissingExtraError,
     NotEnoughMemoryError,
+    NoTokenError,
     UnsupportedError,
     UsageError,
 )
@@ -92,7 +93,7 @@ def http_error_of(error: Exception) -> HttpError:
             return HttpError(503, str(error), "not_enough_memory")
         case MissingExtraError():
             return HttpError(501, str(error), "missing_extra")
-        case UsageError() | UnsupportedError():
+        case UsageError() | UnsupportedError() | NoTokenError():
             return HttpError(400, str(error), "invalid_value")
         case KvantError():
             status = getattr(error, "status", 500)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import types
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import (
     Annotated,
@@ -172,10 +172,14 @@ def _value(hint: Any, within: Within | None, given: Any, path: str) -> Any:
     if origin in (list, Sequence, tuple):
         _check(within, len(given), path, f"{len(given)} items", "items")
         item = get_args(option)[0]
+        if _plain(item, given):
+            return tuple(given)
         return tuple(_value(item, None, v, f"{path}[{i}]") for i, v in enumerate(given))
     if origin in (dict, Mapping):
         _check(within, len(given), path, f"{len(given)} entries", "entries")
         item = get_args(option)[1]
+        if _plain(item, given.values()):
+            return dict(given)
         return {k: _value(item, None, v, f"{path}.{k}") for k, v in given.items()}
     if isinstance(given, str) and within is not None:
         _check(within, len(given), path, f"{len(given)} characters", "characters")
@@ -184,6 +188,17 @@ def _value(hint: Any, within: Within | None, given: Any, path: str) -> Any:
         _check(within, number, path, _show(given), "")
         return number
     return given
+
+
+def _plain(item: Any, given: Collection[Any]) -> bool:
+    """Whether all of ``given`` are of one type that may be taken as it is.
+
+    A body has room for millions of numbers, and one after another they would take a minute.
+    """
+    if item is Any:
+        return True
+    kinds = set(map(type, given))
+    return kinds in ({int}, {str}) and kinds <= set(members(item))
 
 
 def _number(option: type[int] | type[float], given: float, path: str) -> float:

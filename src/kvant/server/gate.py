@@ -43,6 +43,7 @@ _BLOBS = "/api/blobs/"
 _DENIALS_PER_MINUTE = 60
 """Refused keys that the audit log gets of one address: others cannot fill the disk with it."""
 _CORS_SECONDS = "600"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _LINGER_BYTES, _LINGER_SECONDS = 32 << 20, 2.0
 
 
@@ -97,9 +98,7 @@ class Gate:
             self._check(visit, principal)
         request = scopes.Scope(visit.id, principal, visit.began)
         visit.scope = request
-        state = scope.setdefault("state", {})
-        state["user"] = principal.name
-        state["deadline"] = self._g.settings.deadline
+        scope.setdefault("state", {})["body"] = self._g.settings.body
         token = scopes.current.set(request)
         try:
             await self._app(scope, self._bounded(visit, headers, receive), visit.send)
@@ -152,7 +151,7 @@ class Gate:
     def _check_origin(self, visit: _Visit) -> None:
         """Nobody is asked for a key, so pages of other sites must not speak for who is here."""
         origin, host = visit.headers.get("origin"), visit.headers.get("host", "")
-        if visit.origin is None and origin is not None and urlsplit(origin).netloc != host:
+        if visit.origin is None and origin is not None and _host_of(origin) != host:
             raise HttpError(
                 403, f"Pages of {origin[:100]} may not use this server. --cors ORIGIN lets them."
             )
@@ -238,7 +237,8 @@ class Gate:
     def _leave(self, visit: _Visit) -> None:
         path = visit.path if visit.path in self._paths else "other"
         status = visit.status or 499
-        self._g.metrics.http.add(path=path, method=visit.method, status=str(status))
+        method = visit.method if visit.method in _METHODS else "other"  # any word may be sent
+        self._g.metrics.http.add(path=path, method=method, status=str(status))
         seconds = time.perf_counter() - visit.began
         values: dict[str, object] = {
             "request": visit.id,
@@ -313,9 +313,20 @@ class _Visit:
         await self._send(message)
 
 
+def _host_of(origin: str) -> str:
+    """The host of an Origin header; empty where it is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
+
+
 def _is_here(host: str, bound: str) -> bool:
     """Whether a Host header names this machine, and not a name that only points to it."""
-    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # brackets with no address between them
+        return False
     if name in ("localhost", bound) or name.endswith(".localhost"):
         return True
     try:

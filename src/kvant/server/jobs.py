@@ -74,8 +74,8 @@ class Job:
         stop: strings that end the text.
         constraint: what the text must match.
         ignore_end: writes on when the model would end the text (for measuring).
-        keep_alive: seconds the model stays loaded afterwards; None for the server's own setting,
-            negative for ever, 0 to unload it.
+        keep_alive: seconds the model stays loaded afterwards, negative for ever, 0 to unload it;
+            None for what was said last since it was loaded, at first the server's own setting.
         context: tokens the model is loaded for, where it is not loaded yet; None for the server's.
         user: whose it is, for fair shares and the log.
         deadline: seconds from now at which it is ended.

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Library", "Resolved"]
 
+_KEPT = 256
+"""Names of the store whose meaning is remembered until the store changes: every request asks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
@@ -51,6 +54,7 @@ class Library:
 
     def __init__(self, models: Sequence[str] = (), store: Store | None = None) -> None:
         self._store = store
+        self._known: dict[str, tuple[object, Resolved]] = {}
         self._paths: dict[str, Path] = {}
         self.named: list[str] = []
         """Names given at the start, in order."""
@@ -77,6 +81,10 @@ class Library:
         if path is None and wanted == DEMO:
             path = resolve_source(DEMO)
         if path is not None:
+            if not path.exists():
+                raise ModelNotFoundError(
+                    f"The files of {quote(name, 100)} are not there any more. Put them back."
+                )
             return Resolved(wanted, path, None, Defaults(), "", _size(path))
         found = self._stored(name)
         if found is None:
@@ -89,6 +97,10 @@ class Library:
     def _stored(self, name: str) -> Resolved | None:
         if self._store is None or not _is_name(name):
             return None
+        stamp = self._store.stamp()
+        known, found = self._known.get(name, (None, None))
+        if found is not None and known == stamp and _is_there(found):
+            return found
         try:
             local = self._store.resolve(name)
         except (NotInStoreError, BadNameError):
@@ -103,7 +115,11 @@ class Library:
             stop=settings.stop,
             context=settings.context,
         )
-        return Resolved(local.name, local.path, local.adapter, defaults, local.digest, local.size)
+        found = Resolved(local.name, local.path, local.adapter, defaults, local.digest, local.size)
+        if len(self._known) >= _KEPT:  # a name has many spellings
+            self._known.clear()
+        self._known[name] = stamp, found
+        return found
 
 
 def _split(model: str) -> tuple[str, Path | None]:
@@ -125,6 +141,10 @@ def _is_name(name: str) -> bool:
     if not 1 <= len(name) <= 300 or not name.isprintable() or "\\" in name:
         return False
     return not name.startswith(("/", ".", "~", "file:")) and ".." not in name.split("/")
+
+
+def _is_there(found: Resolved) -> bool:
+    return found.path.exists() and (found.adapter is None or found.adapter.exists())
 
 
 def _size(path: Path) -> int:

@@ -5,7 +5,8 @@ What somebody may not use is not listed for them, and cannot be asked for either
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from kvant.registry import Entry as Row
 from kvant.registry import Modelfile, Step, Store
 from kvant.registry.describe import Details as Described
 from kvant.registry.describe import describe_folder, describe_gguf
+from kvant.registry.errors import NotInStoreError
+from kvant.registry.name import parse_name
 from kvant.server import scope as scopes
 from kvant.server.catalogue import Details, Entry, NewModel, Progress, Report, Shown
+from kvant.server.failures import HttpError
 from kvant.server.jobs import ModelNotFoundError
 from kvant.server.library import Library, Resolved
+from kvant.server.scope import visible
 from kvant.server.template_traits import traits_of
 from kvant.units import count_text
 
@@ -46,7 +51,7 @@ class Models:
         for name in self._library.own():
             if name not in found and f"{name}:latest" not in found:
                 found[name] = self._named(self._library.resolve(name))
-        return [found[name] for name in sorted(found) if _visible(name)]
+        return [found[name] for name in sorted(found) if visible(name)]
 
     def show(self, name: str) -> Shown:
         """One of them.
@@ -56,7 +61,7 @@ class Models:
             InputError: its files are damaged.
         """
         resolved = self._library.resolve(name)
-        if not _visible(resolved.name):
+        if not visible(resolved.name):
             raise ModelNotFoundError(f"There is no model called {quote(name, 100)} here.")
         if self._store is not None and resolved.digest:
             shown = self._store.show(resolved.name)
@@ -68,11 +73,15 @@ class Models:
 
     def pull(self, name: str, report: Report, *, insecure: bool) -> None:
         """Fetch a model."""
-        self._writable(insecure).pull(name, paths=False, progress=_told(report))
+        kept = self._writable(insecure)
+        _check_grant(name)
+        kept.pull(name, paths=False, progress=_told(report))
 
     def push(self, name: str, report: Report, *, insecure: bool) -> None:
         """Send a model to where its name says."""
-        self._writable(insecure).push(name, progress=_told(report))
+        kept = self._writable(insecure)
+        with _theirs(name):
+            kept.push(name, progress=_told(report))
 
     def create(self, name: str, new: NewModel, report: Report) -> None:
         """Make a model of others, or of blobs."""
@@ -84,23 +93,31 @@ class Models:
             licenses=new.license,
             messages=new.messages,
         )
-        self._writable().create(
-            name,
-            said,
-            files=new.files,
-            adapters=new.adapters,
-            quantize=new.quantize,
-            paths=False,
-            progress=_told(report),
-        )
+        kept = self._writable()
+        _check_grant(name)
+        with _theirs(new.base):
+            kept.create(
+                name,
+                said,
+                files=new.files,
+                adapters=new.adapters,
+                quantize=new.quantize,
+                paths=False,
+                progress=_told(report),
+            )
 
     def copy(self, source: str, destination: str) -> None:
         """Give a model another name."""
-        self._writable().copy(source, destination)
+        kept = self._writable()
+        _check_grant(destination)
+        with _theirs(source):
+            kept.copy(source, destination)
 
     def remove(self, name: str) -> None:
         """Forget a model."""
-        self._writable().remove(name)
+        kept = self._writable()
+        with _theirs(name):
+            kept.remove(name)
 
     def has_blob(self, digest: str) -> bool:
         """Whether a blob is here."""
@@ -167,9 +184,35 @@ class Models:
         )
 
 
-def _visible(name: str) -> bool:
+def _bounded() -> bool:
+    """Whether some models are not there for whoever asks."""
     scope = scopes.current.get()
-    return scope is None or scope.principal.may_use(name)
+    return scope is not None and scope.principal.models is not None
+
+
+def _check_grant(name: str) -> None:
+    """Refuse a name for a model that whoever asks could not use then, nor might replace."""
+    if _bounded() and not visible(str(parse_name(name))):
+        raise HttpError(
+            403,
+            f"Your key is for some models only, and {quote(name, 100)} would be none of them. Use "
+            "another name.",
+        )
+
+
+@contextlib.contextmanager
+def _theirs(name: str | None) -> Iterator[None]:
+    """Use a model, if it is there for whoever asks; that others are like it is not said."""
+    if name is None or not _bounded():
+        yield
+        return
+    absent = ModelNotFoundError(f"There is no model called {quote(name, 100)} here.")
+    if not visible(str(parse_name(name))):
+        raise absent
+    try:
+        yield
+    except NotInStoreError:
+        raise absent from None
 
 
 def _capabilities(template: str, fills: bool, checkpoint: Checkpoint) -> tuple[str, ...]:

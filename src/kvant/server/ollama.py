@@ -14,6 +14,7 @@ from kvant.server import ollama_models as models
 from kvant.server.catalogue import Catalogue
 from kvant.server.exchange import route
 from kvant.server.jobs import Backend
+from kvant.server.page import page
 from kvant.version import __version__
 
 __all__ = ["API_LEVEL", "routes"]
@@ -23,7 +24,7 @@ API_LEVEL = "0.13.0"
 
 
 def routes(backend: Backend, store: Catalogue) -> list[Route]:
-    """``/api/...``, and ``/``, by which clients see that there is a server."""
+    """``/api/...``, and ``/``: the status page, by which clients see that there is a server."""
 
     def made(method: str, path: str, handler: Any, *first: Any) -> Route:
         return route(path, partial(handler, *first), "ollama", (method,))
@@ -54,5 +55,7 @@ async def _version(request: Request) -> Response:
 
 
 async def _alive(request: Request) -> Response:
-    """``GET /`` and ``HEAD /``; clients look for these words."""
+    """``GET /`` and ``HEAD /``: the page for browsers; clients look for these words."""
+    if "text/html" in request.headers.get("accept", ""):
+        return page()
     return PlainTextResponse("Ollama is running")

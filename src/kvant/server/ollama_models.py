@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import re
 import threading
 import time
@@ -17,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from kvant.registry import HostileError
 from kvant.server.catalogue import Catalogue, Details, Entry, NewModel, Progress, Report
-from kvant.server.exchange import Stream, dump, read
+from kvant.server.exchange import Stream, attend, dump, read
 from kvant.server.failures import HttpError, error_body, http_error_of
 from kvant.server.fields import FieldError
 from kvant.server.jobs import Backend
@@ -30,6 +31,7 @@ from kvant.server.ollama_requests import (
     TransferRequest,
     name_of,
 )
+from kvant.server.scope import visible
 
 __all__ = [
     "add_blob",
@@ -70,6 +72,7 @@ async def processes(backend: Backend, store: Catalogue, request: Request) -> Res
             "context_length": m.context,
         }
         for m in backend.loaded()
+        if visible(m.name)
     ]
     return JSONResponse({"models": models})
 
@@ -98,14 +101,18 @@ async def pull(store: Catalogue, request: Request) -> Response:
     """``POST /api/pull``."""
     asked = await read(request, TransferRequest)
     name = name_of(asked)
-    return await _reported(lambda r: store.pull(name, r, insecure=asked.insecure), asked.stream)
+    return await _reported(
+        request, lambda r: store.pull(name, r, insecure=asked.insecure), asked.stream
+    )
 
 
 async def push(store: Catalogue, request: Request) -> Response:
     """``POST /api/push``."""
     asked = await read(request, TransferRequest)
     name = name_of(asked)
-    return await _reported(lambda r: store.push(name, r, insecure=asked.insecure), asked.stream)
+    return await _reported(
+        request, lambda r: store.push(name, r, insecure=asked.insecure), asked.stream
+    )
 
 
 async def create(store: Catalogue, request: Request) -> Response:
@@ -128,7 +135,7 @@ async def create(store: Catalogue, request: Request) -> Response:
         messages=tuple(_turn(m) for m in asked.messages or ()),
         quantize=asked.quantize,
     )
-    return await _reported(lambda r: store.create(name, new, r), asked.stream)
+    return await _reported(request, lambda r: store.create(name, new, r), asked.stream)
 
 
 async def copy(store: Catalogue, request: Request) -> Response:
@@ -239,24 +246,23 @@ class _GoneError(Exception):
     """Nobody listens any more."""
 
 
-async def _reported(work: Callable[[Report], None], stream: bool) -> Response:
+async def _reported(request: Request, work: Callable[[Report], None], stream: bool) -> Response:
     """Run ``work`` in a thread; its progress as lines, or the last status alone.
 
-    What fails before there is any progress has its own status; later it is a line.
+    What fails before there is any progress has its own status; later it is a line. Where nobody
+    waits for it any more, it ends at its next report.
     """
     job = _Reported(work)
-    first = await job.next()
-    if isinstance(first, Exception):
-        raise first
-    if stream:
-        return Stream(_lines(job, first), "application/x-ndjson", job.aclose)
     try:
-        while first is not None:
-            first = await job.next()
-            if isinstance(first, Exception):
-                raise first
-    finally:
+        first = await attend(request, job.next())
+        if isinstance(first, Exception):
+            raise first
+        if stream:
+            return Stream(_lines(job, first), "application/x-ndjson", job.aclose)
+        await attend(request, job.rest(first))
+    except BaseException:
         await job.aclose()
+        raise
     return JSONResponse({"status": "success"})
 
 
@@ -269,11 +275,21 @@ class _Reported:
         self._gone = threading.Event()
         self._work = work
         self._said = (Progress(""), 0.0)
-        threading.Thread(target=self._run, name="kvant-store", daemon=True).start()
+        # A thread begins without the request's context, and the store's face asks it who this is.
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(self._run,), name="kvant-store", daemon=True).start()
 
     async def next(self) -> Progress | Exception | None:
         """What comes next; None at the end."""
         return await self._queue.get()
+
+    async def rest(self, first: Progress | None) -> None:
+        """Wait for the end; raises what it fails with."""
+        found: Progress | Exception | None = first
+        while isinstance(found, Progress):
+            found = await self.next()
+        if found is not None:
+            raise found
 
     async def aclose(self) -> None:
         """The work ends at its next report."""

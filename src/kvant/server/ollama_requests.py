@@ -47,6 +47,8 @@ _NO_CUT = Ignored("nothing is ever cut off")
 _NOT_A_SAMPLER = "there is no such sampler; use temperature, top_k, top_p and min_p"
 _DURATION = re.compile(r"-?(?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+\Z", re.ASCII)
 _PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
+_FOR_EVER = 100 * 365 * 86400.0
+"""Seconds from which on a duration means for ever: no calendar has a date for all of them."""
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -332,11 +334,16 @@ def seconds_of(keep_alive: str | float | None) -> float | None:
     """
     if keep_alive is None:
         return None
+    seconds = _seconds(keep_alive)
+    return seconds if 0 <= seconds < _FOR_EVER else -1.0
+
+
+def _seconds(keep_alive: str | float) -> float:
     if not isinstance(keep_alive, str):
-        return -1.0 if keep_alive < 0 else float(keep_alive)
+        return float(keep_alive)
     text = keep_alive.strip()
     if re.fullmatch(r"-?\d{1,15}", text, re.ASCII):
-        return -1.0 if text.startswith("-") else float(text)
+        return float(text)
     if len(text) > 60 or not _DURATION.match(text):
         raise FieldError(
             "keep_alive", f'expected a duration such as "5m", or seconds, got {text[:60]!r}.'

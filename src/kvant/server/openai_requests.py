@@ -92,6 +92,7 @@ class Common:
     logit_bias: Annotated[
         Mapping[str, Annotated[float, Within(-100, 100)]] | None,
         "Token id to what is added to its logit, -100 to 100.",
+        Within(0, 1 << 14),
     ] = None
     seed: Annotated[
         int | None, "The same request gives the same answer.", Within(-(2**63), 2**63 - 1)

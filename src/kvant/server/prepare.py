@@ -11,7 +11,7 @@ from typing import Any
 from kvant.engine.batch import Request, check_length
 from kvant.engine.sampling import Sampling
 from kvant.engine.stopping import StopStrings
-from kvant.errors import KvantError, UnsupportedError, UsageError
+from kvant.errors import ContextError, KvantError, UnsupportedError, UsageError
 from kvant.server.jobs import Job
 from kvant.tokenizer.build import Tokenizer
 from kvant.tokenizer.chat import ChatRenderer
@@ -20,7 +20,23 @@ __all__ = ["Defaults", "Preparer"]
 
 _MOST_TEMPLATES = 4
 """Processes kept for templates that clients bring; each holds some megabytes."""
+_LONG = 16
+"""Characters for each token of the context that are made tokens of at first."""
 _SAMPLING = frozenset(f.name for f in fields(Sampling))
+
+
+class _LongError(ContextError):
+    """A text has more tokens than ``ids``, which are too many already."""
+
+    def __init__(self, ids: list[int], context: int) -> None:
+        super().__init__(
+            len(ids),
+            context,
+            f"The prompt has more than {len(ids):,} tokens and the context holds {context:,}, "
+            "prompt and answer together. Shorten the prompt, or use a larger context where the "
+            "model has one.",
+        )
+        self.ids = ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +93,7 @@ class Preparer:
         stop = (*self._defaults.stop, *job.stop)
         StopStrings(stop)  # says what is wrong with them
         sampling = replace(self._sampling, **job.sampling)
+        self.checked(sorted(sampling.logit_bias), "of logit_bias ")
         return Request(
             prompt=tokens,
             sampling=sampling,
@@ -101,9 +118,39 @@ class Preparer:
     def encode(self, text: str) -> list[int]:
         """Ids of a text; of an empty one, the token that begins texts."""
         t = self._tokenizer
-        return t.encode(text) or ([t.bos_id] if t.bos_id is not None else [])
+        return self._tokens(text) or ([t.bos_id] if t.bos_id is not None else [])
 
-    def checked(self, ids: Sequence[int]) -> list[int]:
+    def cut(self, text: str) -> list[int]:
+        """As `encode`; of a text that is longer than the context, more than fit, and not all."""
+        try:
+            return self.encode(text)
+        except _LongError as error:
+            return error.ids
+
+    def _tokens(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """The ids of a text.
+
+        The tokens of a text that is much too long are not counted to its end: that takes seconds a
+        million characters, and the next request waits for it.
+
+        Raises:
+            ContextError: it is more than twice as long as the context.
+        """
+        size = _LONG * max(self.context, 512)
+        while True:
+            ids = self._tokenizer.encode(
+                text[:size], add_special=add_special, parse_special=parse_special
+            )
+            if size >= len(text):
+                return ids
+            # Where the text is cut off a few tokens may be others, and twice as many are none.
+            if len(ids) > 2 * self.context + 1024:
+                raise _LongError(ids, self.context)
+            size *= 4
+
+    def checked(self, ids: Sequence[int], where: str = "") -> list[int]:
         """Ids that a client sent.
 
         Raises:
@@ -113,8 +160,8 @@ class Preparer:
         for i in ids:
             if type(i) is not int or not 0 <= i < size:
                 raise UsageError(
-                    f"Token ids should be whole numbers from 0 to {size - 1}, got {i!r}. Use ids "
-                    "of this model's tokenizer."
+                    f"Token ids {where}should be whole numbers from 0 to {size - 1}, got {i!r}. "
+                    "Use ids of this model's tokenizer."
                 )
         return list(ids)
 
@@ -133,7 +180,7 @@ class Preparer:
             return self.checked(prompt or ())
         if job.raw:
             # Whoever writes the template themselves writes its special tokens too.
-            return self._tokenizer.encode(prompt, add_special=False, parse_special=True)
+            return self._tokens(prompt, add_special=False, parse_special=True)
         return self.encode(prompt)
 
     def _gap(self, before: str, after: str) -> list[int]:
@@ -145,8 +192,7 @@ class Preparer:
                 "The model has no tokens for filling in between a prompt and a suffix. Leave the "
                 "suffix out, or use a model for code that has them."
             )
-        encode = self._tokenizer.encode
-        begin, end = encode(before, add_special=False), encode(after, add_special=False)
+        begin, end = (self._tokens(part, add_special=False) for part in (before, after))
         return [pre, *begin, suf, *end, mid]
 
     def _conversation(self, job: Job) -> list[int]:
@@ -175,7 +221,7 @@ class Preparer:
         values.pop("messages", None)
         text = self._renderer(template).render(messages, **values)
         # The template writes all special tokens itself, as in transformers.
-        return self._tokenizer.encode(text, add_special=False, parse_special=True)
+        return self._tokens(text, add_special=False, parse_special=True)
 
     def _renderer(self, template: str) -> ChatRenderer:
         found = self._renderers.pop(template, None) or ChatRenderer(template)

@@ -70,9 +70,6 @@ class Watcher:
     def refused(self, model: str, user: str, reason: str) -> None:
         """A request was not admitted."""
 
-    def began(self, running: Running) -> None:
-        """A request was admitted."""
-
     def ended(self, running: Running) -> None:
         """An answer has ended, in whatever way."""
 

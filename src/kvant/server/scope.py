@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from kvant.server.running import Running
 
-__all__ = ["ANYBODY", "Principal", "Role", "Scope", "current"]
+__all__ = ["ANYBODY", "Principal", "Role", "Scope", "current", "visible"]
 
 Role = Literal["user", "operator", "admin"]
 RANKS: dict[str, int] = {"user": 0, "operator": 1, "admin": 2}
@@ -37,8 +37,9 @@ class Principal:
         """Whether a model is theirs to use."""
         if self.models is None:
             return True
-        names = {model, model.removesuffix(":latest")}
-        return any(fnmatchcase(name, p) for name in names for p in self.models)
+        # Names that differ only in case are one.
+        names = {model.casefold(), model.casefold().removesuffix(":latest")}
+        return any(fnmatchcase(name, p.casefold()) for name in names for p in self.models)
 
 
 ANYBODY = Principal("local", "admin", local=True)
@@ -57,3 +58,9 @@ class Scope:
 
 current: ContextVar[Scope | None] = ContextVar("kvant_request", default=None)
 """The request that is served in this context."""
+
+
+def visible(model: str) -> bool:
+    """Whether a model is there for whoever asks; what somebody may not use is not."""
+    scope = current.get()
+    return scope is None or scope.principal.may_use(model)

@@ -7,11 +7,9 @@ from pathlib import Path
 
 from kvant.engine.load import KvTypeName
 from kvant.registry.store import kvant_home
+from kvant.server import DEFAULT_PORT, MAX_BODY
 
-__all__ = ["DEFAULT_PORT", "Settings", "Tls"]
-
-DEFAULT_PORT = 11434
-"""Ollama's, so that its clients find this server without being told."""
+__all__ = ["Settings", "Tls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ class Settings:
     draft: str | None = "ngram"
     deadline: float = 600.0
     drain: float = 30.0
-    body: int = 16 << 20
+    body: int = MAX_BODY
     body_seconds: float = 30.0
     requests_per_minute: int | None = None
     keys_required: bool | None = None

@@ -40,7 +40,6 @@ _KEYS = frozenset({"name", "arguments", "parameters", "type", "id"})
 _XML_END = "</function>"
 _XML_NAME = re.compile(r"<function=([^>\s]+)\s*>")
 _XML_VALUE = re.compile(r"<parameter=([^>\s]+)\s*>\n?(.*?)\n?</parameter>", re.S)
-_NAME = re.compile(r"[\w.:-]+\Z")
 _NAME_MARKS = re.compile(r"\[(?:ARGS|CALL_ID)\]\w*")
 _ALPHABET = string.ascii_letters + string.digits
 _MOST_NAME = 256

@@ -44,8 +44,17 @@ class FrameError(Exception):
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """A message as a frame."""
+    """A message as a frame.
+
+    Raises:
+        UsageError: it is longer than the other side takes.
+    """
     data = _ENCODE(message).encode("utf-8", "surrogatepass")
+    if len(data) > MOST_BYTES:
+        raise errors.UsageError(
+            f"A message of {len(data):,} bytes is more than a model's process and the server "
+            f"say at once, {MOST_BYTES:,}. Ask for less."
+        )
     return len(data).to_bytes(4, "little") + data
 
 
@@ -196,6 +205,7 @@ _KINDS: dict[str, type[errors.KvantError]] = {
         errors.FileFormatError,
         errors.UnsupportedError,
         errors.DataError,
+        errors.NoTokenError,
         errors.UsageError,
         errors.CacheFullError,
         errors.NotEnoughMemoryError,

@@ -143,6 +143,8 @@ class Worker:
                 self._heard(self._link.hear())
         except (EOFError, OSError):
             pass
+        except wire.FrameError as error:
+            note(f"what the server says makes no sense: {error}")
         # At once, in the middle of a step too: nobody is there to hear of it.
         os._exit(0)
 
@@ -163,8 +165,7 @@ class Worker:
         try:
             job = wire.job_from(message)
             request = self._preparer.prepare(job)
-            if request.constraint is not None and self._model.grammars is not None:
-                self._model.grammars.matcher(request.constraint)  # compiled here, found there
+            self._check(request)
         except BaseException as error:
             self._refuse(number, error)
             return
@@ -173,15 +174,29 @@ class Worker:
         prompt = len(request.prompt)
         admitted = {"is": "admitted", "id": number, "prompt": prompt, "template": template}
         live = _Live(number, request, arrived)
-        self._todo.put(lambda: self._add(live))
+        # In this order: once it is in the batch, its last piece may be said at any moment.
         self._link.say(admitted)
+        self._todo.put(lambda: self._add(live))
+
+    def _check(self, request: Request) -> None:
+        """Refuse before it is admitted what the batch would refuse afterwards."""
+        if self._batch is None:
+            raise UsageError("The model is an encoder; it writes no text. Ask for embeddings.")
+        if request.constraint is not None:
+            if self._model.grammars is None:
+                raise UnsupportedError(
+                    "This engine writes no constrained answers. Leave the constraint out, or serve "
+                    "a GGUF file of the model."
+                )
+            self._model.grammars.matcher(request.constraint)  # compiled here, found there
 
     def _prepare_texts(self, number: int, message: Message) -> None:
         try:
             if self._model.embed is None:
                 raise UnsupportedError("This engine makes no embeddings. Use --engine native.")
             p, most = self._preparer, self._model.context
-            ids = [p.encode(t) if isinstance(t, str) else p.checked(t) for t in message["inputs"]]
+            encode = p.cut if message["truncate"] else p.encode
+            ids = [encode(t) if isinstance(t, str) else p.checked(t) for t in message["inputs"]]
             if message["truncate"]:
                 ids = [tokens[:most] for tokens in ids]
             for tokens in ids:
@@ -231,9 +246,8 @@ class Worker:
     def _add(self, live: _Live) -> None:
         if not self._reach(live.number):
             return
+        assert self._batch is not None
         try:
-            if self._batch is None:
-                raise UsageError("The model is an encoder; it writes no text. Ask for embeddings.")
             live.key = self._batch.add(live.request)
         except Exception as error:
             self._refuse(live.number, error)
@@ -342,6 +356,7 @@ class Worker:
                 texts.rows += list(self._model.embed(rest[:count]))
         except CacheFullError as error:
             if self._batch is None or self._batch.idle:
+                self._texts.discard(texts.number)
                 self._refuse(texts.number, error)
                 return
         except KvantError as error:
@@ -354,7 +369,10 @@ class Worker:
         self._texts.discard(texts.number)
         rows = np.stack(texts.rows) if texts.rows else np.zeros((0, 0), np.float32)
         found = {"tokens": sum(map(len, texts.ids)), **wire.vectors_to(rows)}
-        self._link.say({"is": "embedded", "id": texts.number, **found})
+        try:
+            self._link.say({"is": "embedded", "id": texts.number, **found})
+        except UsageError as error:  # longer than a message may be
+            self._refuse(texts.number, error)
 
 
 def note(text: str) -> None:

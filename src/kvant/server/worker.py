@@ -13,7 +13,6 @@ import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,9 @@ from kvant.server.prepare import Defaults
 from kvant.server.work import Link, Loaded, Worker
 
 if TYPE_CHECKING:
+    from kvant.checkpoint import Checkpoint
     from kvant.engine import Engine
+    from kvant.engine.load import KvTypeName
     from kvant.tokenizer.build import Tokenizer
 
 __all__ = ["main"]
@@ -36,22 +37,13 @@ _STEP_TOKENS = 512
 Message = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Size:
-    """What was loaded, in bytes and tokens."""
-
-    memory: int
-    kv_tokens: int
-    describe: str
-
-
 def _serve(link: Link) -> None:
     order = link.hear()
     load = _native if order["engine"] == "native" else _genai
     found = load(link, order)
     if found is None:
         return
-    loaded, size = found
+    loaded, memory = found
     given = order["defaults"]
     defaults = Defaults(**{**given, "stop": tuple(given["stop"])})
     worker = Worker(link, loaded, defaults)
@@ -59,10 +51,8 @@ def _serve(link: Link) -> None:
         {
             "is": "loaded",
             "context": loaded.context,
-            "memory": size.memory,
-            "kv_tokens": size.kv_tokens,
+            "memory": memory,
             "template": worker.template,
-            "describe": size.describe,
         }
     )
     threading.Thread(target=worker.listen, daemon=True, name="listen").start()
@@ -76,21 +66,37 @@ def _plan(link: Link, **opened: Any) -> Message | None:
     return plan if plan["do"] == "load" else None
 
 
-def _native(link: Link, order: Message) -> tuple[Loaded, _Size] | None:
+def _takes(checkpoint: Checkpoint, kv_type: KvTypeName) -> tuple[int, float]:
+    """Bytes of a model's weights, and of a token of its cache."""
     from kvant import _core
-    from kvant.api.model import Model
-    from kvant.api.source import open_source, threads_or_default, tokenizer_of
-    from kvant.engine.load import KV_TYPES, load_engine
+    from kvant.engine.load import KV_TYPES
 
-    checkpoint = open_source(order["path"], order["adapter"])
     block = sum(
-        _core.kv_block_bytes(s.heads, s.head_dim, KV_TYPES[order["kv_type"]])
+        _core.kv_block_bytes(s.heads, s.head_dim, KV_TYPES[kv_type])
         for s in checkpoint.graph.states
     )
+    weights = sum(w.stored.nbytes for w in checkpoint.weights.values())
+    return weights, block / _core.KV_BLOCK
+
+
+def _native(link: Link, order: Message) -> tuple[Loaded, int] | None:
+    """The model and the bytes it takes."""
+    from kvant.api.model import Model
+    from kvant.api.source import open_source, threads_or_default, tokenizer_of
+    from kvant.engine.load import load_engine
+
+    checkpoint = open_source(order["path"], order["adapter"])
+    draft = None
+    if order["draft"] not in (None, "ngram") and not checkpoint.graph.encodes:
+        draft = open_source(order["draft"])
+    weights, token_bytes = _takes(checkpoint, order["kv_type"])
+    if draft is not None:
+        more = _takes(draft, "f16")
+        weights, token_bytes = weights + more[0], token_bytes + more[1]
     plan = _plan(
         link,
-        weights=sum(w.stored.nbytes for w in checkpoint.weights.values()),
-        token_bytes=block / _core.KV_BLOCK,
+        weights=weights,
+        token_bytes=token_bytes,
         context=checkpoint.config.max_position_embeddings,
         encodes=checkpoint.graph.encodes,
     )
@@ -106,48 +112,42 @@ def _native(link: Link, order: Message) -> tuple[Loaded, _Size] | None:
         )
         tokenizer = building.result()
     model = Model(checkpoint, engine, tokenizer, context=plan["context"])
-    batch = None
+    batch, memory = None, engine.memory.total
     grammars = Grammars(tokenizer, engine.vocab_size)
     if not engine.encodes:
         most = max(_STEP_TOKENS, order["parallel"])
         # The queue is the server's; what comes here has been admitted.
         limits = Limits(order["parallel"], order["parallel"] + order["queue"] + 64, most)
+        speculation = Speculator(Lookup()) if order["draft"] == "ngram" else None
+        if draft is not None:
+            small = _small(draft, order, tokenizer, plan["kv_tokens"])
+            memory += small.memory.total
+            speculation = Speculator(DraftModel(small, engine.vocab_size))
         batch = Batch(
             engine,
             tokenizer,
             context=model.context,
             limits=limits,
-            speculation=_speculator(order, engine, tokenizer, plan["kv_tokens"]),
+            speculation=speculation,
             grammars=grammars,
         )
-    size = _Size(engine.memory.total, engine.kv.capacity_tokens, model.describe())
     sampling, embed = model.default_sampling, model.embed_tokens
-    return Loaded(tokenizer, sampling, model.context, batch, grammars, embed), size
+    return Loaded(tokenizer, sampling, model.context, batch, grammars, embed), memory
 
 
-def _speculator(
-    order: Message, engine: Engine, tokenizer: Tokenizer, kv_tokens: int
-) -> Speculator | None:
-    draft = order["draft"]
-    if draft is None:
-        return None
-    if draft == "ngram":
-        return Speculator(Lookup())
-    from kvant.api.source import open_source, threads_or_default, tokenizer_of
+def _small(draft: Checkpoint, order: Message, tokenizer: Tokenizer, kv_tokens: int) -> Engine:
+    """The engine of a draft model."""
+    from kvant.api.source import threads_or_default, tokenizer_of
     from kvant.engine.load import load_engine
 
-    checkpoint = open_source(draft)
-    check_vocabulary(tokenizer, tokenizer_of(checkpoint))
-    longest = checkpoint.config.max_position_embeddings
-    small = load_engine(
-        checkpoint,
-        threads=threads_or_default(order["threads"]),
-        kv_tokens=min(kv_tokens, 4 * longest),
+    check_vocabulary(tokenizer, tokenizer_of(draft))
+    longest = draft.config.max_position_embeddings
+    return load_engine(
+        draft, threads=threads_or_default(order["threads"]), kv_tokens=min(kv_tokens, 4 * longest)
     )
-    return Speculator(DraftModel(small, engine.vocab_size))
 
 
-def _genai(link: Link, order: Message) -> tuple[Loaded, _Size] | None:
+def _genai(link: Link, order: Message) -> tuple[Loaded, int] | None:
     from kvant.api.sampling_defaults import FIELD_DEFAULTS
     from kvant.runtimes.onnxruntime_genai import GenaiBatch, GenaiFolder
 
@@ -166,8 +166,7 @@ def _genai(link: Link, order: Message) -> tuple[Loaded, _Size] | None:
     tokenizer = folder.tokenizer()
     context = min(plan["context"], folder.context)
     batch = GenaiBatch(folder, tokenizer, context=context, running=order["parallel"])
-    size = _Size(folder.weights, context, f"ONNX Runtime GenAI, context of {context:,} tokens")
-    return Loaded(tokenizer, FIELD_DEFAULTS, context, batch), size
+    return Loaded(tokenizer, FIELD_DEFAULTS, context, batch), folder.weights
 
 
 def main() -> int:

@@ -16,7 +16,8 @@ from oracles.models import LLAMA, make_folder
 
 Run = Callable[..., Any]
 STORY = "Once upon a time"
-CALM = ("--temperature", "0", "-n", "12")
+TURN = ("--temperature", "0", "-n", "12")
+CALM = (*TURN, "--no-template")
 
 
 def _expected(prompt: str = STORY, **options: Any) -> str:
@@ -57,7 +58,7 @@ def test_options_reach_the_sampler(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Model, "stream", stream)
     words = "--temperature 0.5 --top-k 7 --top-p 0.8 --min-p 0.1 --repeat-penalty 1.1 "
     words += "--presence-penalty 0.2 --frequency-penalty 0.3 --seed 4 --max-tokens 9 "
-    words += "--stop a --stop b --context 99 --threads 1 --kv q8_0"
+    words += "--stop a --stop b --context 99 --threads 1 --kv q8_0 --no-template"
     assert run("run", "demo", "x", *words.split()).status == 0
     sampling = kvant.Sampling(
         temperature=0.5,
@@ -72,7 +73,7 @@ def test_options_reach_the_sampler(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert seen == [
         ("x", {"sampling": sampling, "max_tokens": 9, "stop": ["a", "b"], "constraint": None})
     ]
-    assert run("run", "demo", "x", "--top-p", "0.8").status == 0
+    assert run("run", "demo", "x", "--top-p", "0.8", "--no-template").status == 0
     # What is not given stays the model's own recommendation.
     assert seen[1][1]["sampling"] == kvant.Sampling(temperature=0.7, top_k=40, top_p=0.8)
 
@@ -101,14 +102,23 @@ def test_a_prompt_answered_by_the_template(run: Run) -> None:
         plain = model.chat([turn], greedy, max_tokens=12).text
         brief = {"role": "system", "content": "Say no."}
         told = model.chat([brief, turn], greedy, max_tokens=12).text
-    assert run("run", "demo", "Tell me a story.", "--chat", *CALM).out == plain
-    arguments = ["run", "demo", "Tell me a story.", "--chat", "--system", "Say no.", *CALM]
-    assert run(*arguments).out == told
+    for more in ([], ["--chat"]):
+        assert run("run", "demo", "Tell me a story.", *TURN, *more).out == plain
+        arguments = ["run", "demo", "Tell me a story.", "--system", "Say no.", *TURN, *more]
+        assert run(*arguments).out == told
+
+
+def test_a_model_without_a_template_continues(run: Run, tmp_path: Path) -> None:
+    plain = make_folder(tmp_path / "plain", LLAMA)
+    with kvant.load(plain) as model:
+        expected = model.generate("ab", kvant.Sampling(temperature=0), max_tokens=12).text
+    assert run("run", plain, "ab", *TURN).out == expected
+    assert "no chat template" in run("run", plain, "ab", *TURN, "--system", "x").err
 
 
 def test_json(run: Run) -> None:
-    for more in ([], ["--chat"]):
-        found = json.loads(run("run", "demo", STORY, *CALM, "--json", *more).out)
+    for more in ([], ["--no-template"]):
+        found = json.loads(run("run", "demo", STORY, *TURN, "--json", *more).out)
         assert set(found) == {"text", "tokens", "finish_reason", "usage", "logprobs"}
         assert found["usage"]["completion_tokens"] == len(found["tokens"]) == 12
 
@@ -133,12 +143,15 @@ def test_controls_do_not_reach_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     ("arguments", "words"),
     [
         (["word " * 2000], "tokens and the context holds 1,024"),
-        ([STORY, "--context", "3"], "The prompt has 4 tokens and the context holds 3"),
+        (
+            [STORY, "--context", "3", "--no-template"],
+            "The prompt has 4 tokens and the context holds 3",
+        ),
         ([STORY, "--context", "2000"], "from 1 to the 1024 tokens the model takes, got 2000"),
         ([STORY, "--temperature", "-1"], "temperature should be a number from 0 to 100"),
         ([STORY, "--top-p", "0"], "top_p should be a number above 0"),
         ([STORY, "--stop", ""], "stop string is empty"),
-        ([STORY, "--system", "x"], "add --chat"),
+        ([STORY, "--system", "x", "--no-template"], "leave one of the two out"),
     ],
 )
 def test_mistakes(run: Run, arguments: list[str], words: str) -> None:

@@ -257,15 +257,20 @@ class Model:
         request = self._request(ids, sampling, max_tokens, stop, constraint)
         return (piece for _, piece in self._generate([request]))
 
+    @property
+    def chat_template(self) -> str | None:
+        """How a conversation is written for the model, if that is known: Jinja."""
+        if self.local is not None and self.local.template is not None:
+            return self.local.template
+        return self.tokenizer.definition.chat_template
+
     def require_chat_template(self) -> str:
         """The template.
 
         Raises:
             UnsupportedError: there is none.
         """
-        template = self.tokenizer.definition.chat_template
-        if self.local is not None and self.local.template is not None:
-            template = self.local.template
+        template = self.chat_template
         if template is None:
             raise UnsupportedError(
                 f"{self.checkpoint.path}: the model has no chat template, so how a conversation "

@@ -1,4 +1,4 @@
-"""``kvant run``: continue a text, or chat."""
+"""``kvant run``: answer or continue one text, or chat."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 _DESCRIPTION = """\
-With PROMPT, or text on standard input, the model continues that text as it stands; with --chat it
-answers it as a turn of a conversation, by the model's chat template. With neither, a chat begins.
-MODEL may be the name of a model of the store; it is pulled where it is not there.
+PROMPT, or text on standard input, is answered as a turn of a conversation, by the model's chat
+template; a model without one continues the text as it stands, and with --no-template any model
+does. With neither, a chat begins. MODEL may be the name of a model of the store; it is pulled where
+it is not there.
 
 How tokens are chosen follows the model's own recommendation (generation_config.json, or
 general.sampling.* in a GGUF file), and where there is none: temperature 0.8, top-k 40, top-p 0.95,
@@ -50,7 +51,7 @@ def add(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "run",
-        help="continue a text, or chat",
+        help="answer or continue a text, or chat",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -58,13 +59,13 @@ def add(commands: Commands) -> None:
         "model", metavar="MODEL", help="demo, a Hugging Face folder, a GGUF file, or a name"
     )
     parser.add_argument(
-        "prompt", nargs="?", metavar="PROMPT", help="text to continue; - reads standard input"
+        "prompt", nargs="?", metavar="PROMPT", help="text to answer; - reads standard input"
     )
     way = parser.add_mutually_exclusive_group()
-    way.add_argument("--chat", action="store_true", help="answer PROMPT by the chat template")
     way.add_argument(
-        "--no-template", action="store_true", help="continue every text typed, without a template"
+        "--chat", action="store_true", help="answer by the chat template, or fail if there is none"
     )
+    way.add_argument("--no-template", action="store_true", help="continue every text as it stands")
     parser.add_argument("--system", metavar="TEXT", help="the system message of a chat")
     sampling = parser.add_argument_group("sampling")
     for name, (kind, metavar, text) in _SAMPLING.items():
@@ -237,10 +238,8 @@ def _prompt(arguments: argparse.Namespace) -> str | None:
 
 
 def _check(arguments: argparse.Namespace, prompt: str | None) -> None:
-    if arguments.system is not None and (
-        arguments.no_template or (prompt is not None and not arguments.chat)
-    ):
-        raise UsageError("--system is part of a chat template; add --chat to answer by it.")
+    if arguments.system is not None and arguments.no_template:
+        raise UsageError("--system is part of a chat template; leave one of the two out.")
     if arguments.json and prompt is None:
         raise UsageError("--json prints one answer; give a PROMPT.")
 
@@ -276,10 +275,19 @@ def _sampling(arguments: argparse.Namespace, default: Sampling) -> Sampling:
     return replace(default, **given)
 
 
+def _by_template(model: Model, arguments: argparse.Namespace) -> bool:
+    """Whether PROMPT is a turn of a conversation."""
+    if arguments.no_template:
+        return False
+    if arguments.chat or arguments.system is not None:
+        return True  # without a template that is an error
+    return model.chat_template is not None
+
+
 def _answer(
     model: Model, prompt: str, options: dict[str, Any], arguments: argparse.Namespace
 ) -> int:
-    if arguments.chat:
+    if _by_template(model, arguments):
         messages = [{"role": "user", "content": prompt}]
         if arguments.system is not None:
             messages.insert(0, {"role": "system", "content": arguments.system})

@@ -16,7 +16,7 @@ from kvant.engine.batch import Batch
 from kvant.engine.constrain import Constraint, Grammars
 from kvant.engine.load import load_engine
 from kvant.engine.sampling import Sampling
-from kvant.errors import UsageError
+from kvant.errors import CacheFullError, UsageError
 from kvant.server import wire
 from kvant.server.engine_process import EngineProcess
 from kvant.server.jobs import EmbedJob, Job
@@ -120,6 +120,18 @@ def test_vectors_too_long_to_be_said(
         worker._drain()
     assert link.kinds == ["error"]
     assert "Ask for less" in link.messages[0]["error"]["message"]
+    assert worker._texts == set()
+
+
+def test_vectors_that_do_not_fit_leave_nothing(parts: tuple[Any, Any]) -> None:
+    def embed(ids: list[list[int]]) -> Any:
+        raise CacheFullError("full")
+
+    link = Heard()
+    worker = _worker(link, parts, embed=embed)
+    worker._prepare_texts(0, {"inputs": ["a"], "truncate": False})
+    worker._drain()
+    assert link.kinds == ["error"]
     assert worker._texts == set()
 
 

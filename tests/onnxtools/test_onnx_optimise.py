@@ -103,13 +103,32 @@ def test_a_step_that_changes_outputs_is_undone(tmp_path: Path) -> None:
         del proto.graph.node[2]
         return proto
 
+    def undefined(proto: Any) -> Any:
+        weight = proto.graph.initializer[0]
+        values = np.full(tuple(weight.dims), np.nan, np.float32)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        return proto
+
     before = done.model.proto.SerializeToString()
     assert not done.step("scaled", wrong)
     assert not done.step("cut", broken)
     assert "undone, it changed an output" in done.did[0]
     assert "undone" in done.did[1]
+    assert not done.step("undefined", undefined)
     assert done.model.proto.SerializeToString() == before
     assert done.step("nothing", lambda proto: proto)
+
+
+def test_change_is_seen_beside_values_that_are_no_numbers() -> None:
+    here = np.float32([1, np.nan, np.inf, 2])
+    assert prepare.relative_change([here], [here]) == 0
+    found = prepare.relative_change([here], [np.float32([1, np.nan, np.inf, 3])])
+    assert found == pytest.approx(1 / np.sqrt(5))
+    for other in ([np.nan] * 4, [np.nan, np.nan, np.inf, 2], [1, np.nan, -np.inf, 2], [1, 0, 0, 2]):
+        assert prepare.relative_change([here], [np.float32(other)]) == np.inf
+    texts = np.asarray(["a", "b"], object)
+    assert prepare.relative_change([texts], [texts]) == 0
+    assert prepare.relative_change([texts], [texts[::-1]]) == np.inf
 
 
 @pytest.fixture

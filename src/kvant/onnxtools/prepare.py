@@ -16,6 +16,7 @@ import numpy as np
 
 from kvant.errors import KvantError, UnsupportedError
 from kvant.files.source import printable
+from kvant.onnxtools.compare import relative, squares
 from kvant.onnxtools.model import OnnxModel, copy_of, name_nodes, opset
 from kvant.onnxtools.packages import need, onnx
 from kvant.onnxtools.save import EXTERNAL_FROM
@@ -143,22 +144,16 @@ def optimised(proto: Any, model: OnnxModel, level: str) -> Any:
 
 
 def relative_change(expected: list[Any], got: list[Any]) -> float:
-    """Largest RMS difference of an output, relative to the output's own; inf if shapes differ."""
+    """Largest RMS difference of an output, relative to the output's own.
+
+    Infinite where shapes differ, or NaN stands where there was a number.
+    """
     worst = 0.0
     for one, other in zip(expected, got, strict=True):
         a, b = np.asarray(one), np.asarray(other)
-        if a.shape != b.shape or a.dtype.kind not in "fiub":
-            same = a.shape == b.shape and bool((a == b).all())
-            worst = max(worst, 0.0 if same else np.inf)
-            continue
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        size = float(np.sqrt((a**2).mean())) if a.size else 0.0
-        wrong = float(np.sqrt(((a - b) ** 2).mean())) if a.size else 0.0
-        if np.isnan(a).any() and (np.isnan(a) == np.isnan(b)).all():
-            continue
-        if wrong:
-            worst = max(worst, wrong / size if size else np.inf)
-        elif np.isnan(wrong):
+        if a.dtype.kind in "fiub":
+            worst = max(worst, relative(squares(a, b)))
+        elif a.shape != b.shape or not bool((a == b).all()):
             worst = np.inf
     return worst
 

@@ -117,13 +117,11 @@ class Job:
         if given.test is not None:
             found = opened(given.test)
             self._tests, self._held_out = found.part(found.runs)[0], True
-        if self._calibration is not None and self._tests is not None:
-            if self.level == "int8-static":
-                others = f"{self._tests.count:,} others" if self._held_out else "the same"
-                self.notes.append(
-                    f"{self._calibration.count:,} samples calibrate, {others} compare"
-                )
-        elif self.bounds:
+        fitted = self._calibration if self.level == "int8-static" else None
+        if fitted is not None and self._tests is not None:
+            others = f"{self._tests.count:,} others" if self._held_out else "the same"
+            self.notes.append(f"{fitted.count:,} samples calibrate, {others} compare")
+        if self.bounds and self._tests is None:
             raise UsageError("a bound needs data to hold on: --calibrate or --test DATA.")
         labelled = self._tests is not None and self._tests.samples.labelled
         if self.bounds.needs_labels and not labelled:
@@ -186,7 +184,7 @@ class Job:
         if self.level in WEIGHT_BITS:
             standard = has_standard_weights(model, self.options)
             return opset_needed(WEIGHT_BITS[self.level], standard=standard)
-        return 21 if self.options.activations == "uint16" else 13
+        return self.options.activations_opset
 
     def quantise(self) -> None:
         """Make the variant; with bounds, keep nodes in float until they hold.
@@ -236,6 +234,7 @@ class Job:
             part.runs,
             self.options.calibration,
             percentile=self.options.percentile,
+            codes=self.options.codes,
             threads=self.threads,
             progress=self.progress,
         )

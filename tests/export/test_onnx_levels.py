@@ -261,3 +261,12 @@ def test_damage_is_found_before_the_folder_appears(
     with pytest.raises(OutputError, match="does not read back as it should"):
         write(source, tmp_path / "out", "int4")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("text", "standard"), [("false", False), ("true", True), ("True", True)])
+def test_settings_as_text(source: Checkpoint, text: str, standard: bool, tmp_path: Path) -> None:
+    write(source, tmp_path / "out", "int8", settings={"standard_ops": text})
+    kinds = {node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node}
+    assert ("MatMulNBits" in kinds) != standard
+    with pytest.raises(UsageError, match="standard-ops of target onnx is true or false, got 'no'"):
+        write(source, tmp_path / "no", "int8", settings={"standard_ops": "no"})

@@ -234,6 +234,16 @@ def test_entropy_against_the_textbook() -> None:
     assert divergences[nearest] <= 1.1 * divergences[best] + 1e-5
 
 
+def test_many_codes_clip_nothing() -> None:
+    """Clipping costs more than it gains where 65,536 codes are finer than anything."""
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.standard_normal(50_000), 12 * random.standard_normal(20)])
+    histogram = _histogram(values)
+    for method in (mse, entropy):
+        assert method(histogram, codes=65536) == (histogram.low, histogram.high)
+        assert method(histogram)[1] < 0.9 * histogram.high
+
+
 def test_percentile_of_everything_is_everything() -> None:
     values = np.random.default_rng(2).standard_normal(1000)
     low, high = percentile(_histogram(values), 100.0)

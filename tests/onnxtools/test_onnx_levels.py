@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -195,6 +196,43 @@ def test_bounds_on_accuracy(net: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs data"):
         quantize_onnx(net[0], "int4", tmp_path / "b.onnx", bounds=Bounds(max_error=0.1))
     assert not (tmp_path / "b.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("level", "options", "words"),
+    [
+        ("int8-static", {"block": 64}, "--block is for int8-weights, int4, int2, not int8-static"),
+        ("int8-dynamic", {"symmetric": True}, "--symmetric is for"),
+        ("float16", {"calibration": "mse"}, "--calibration is for int8-static, not float16"),
+        ("int4", {"reduce_range": True}, "--reduce-range is for int8-static, int8-dynamic"),
+        ("int4", {"percentile": 99.0}, "--percentile is for int8-static"),
+        ("int8-static", {"percentile": 99.0}, "--percentile is for --calibration percentile"),
+        ("int4", {"per_channel": False}, "--no-per-channel is for"),
+        ("int2", {"format": "qoperator"}, "--format qoperator is for int8-static, not int2"),
+        ("int8-dynamic", {"format": "qdq"}, "--format is for"),
+        ("int4", {"activations": "int8"}, "--activations is for int8-static, not int4"),
+        ("int8-weights", {"format": "qdq", "block": 64}, "a whole output"),
+    ],
+)
+def test_options_without_effect(
+    level: str, options: dict[str, Any], words: str, net: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data = DataSet(net[1])
+    with pytest.raises(UsageError, match=words):
+        quantize_onnx(net[0], level, tmp_path / "a", data=data, options=OnnxOptions(**options))
+
+
+def test_bound_on_test_data_alone(net: tuple[Path, Path], tmp_path: Path) -> None:
+    held = quantize_onnx(
+        net[0],
+        "int2",
+        tmp_path / "a.onnx",
+        data=DataSet(test=net[1]),
+        bounds=Bounds(max_error=0.3),
+    )
+    assert held.comparison.quality is not None
+    assert held.comparison.quality.output_error <= 0.3
+    assert held.kept
 
 
 def test_keep_float(net: tuple[Path, Path], tmp_path: Path) -> None:

@@ -89,6 +89,16 @@ def test_half_precision(profile: str, tmp_path: Path) -> None:
     assert report.comparison.quality.output_error < 2e-3
 
 
+def test_npu_with_16_bit_activations(tmp_path: Path) -> None:
+    net, data = labelled(tmp_path)
+    out = tmp_path / "o.onnx"
+    options = OnnxOptions(activations="uint16", calibration="mse")
+    optimize_onnx(net, out, profile="npu", data=DataSet(data), options=options)
+    made = onnx.load(out)
+    assert {o.domain: o.version for o in made.opset_import}[""] == 21
+    assert {node.domain for node in made.graph.node} <= {"", "ai.onnx"}
+
+
 def test_a_step_that_changes_outputs_is_undone(tmp_path: Path) -> None:
     onnx.save(network(), tmp_path / "m.onnx")
     done = Preparation(model.open_model(tmp_path / "m.onnx"), None)

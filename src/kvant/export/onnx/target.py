@@ -73,8 +73,8 @@ class OnnxTarget:
     ) -> tuple[OnnxPlan, tuple[str, ...]]:
         """What would be written, decided without reading a weight; raises as `write`."""
         settings = dict(options.settings)
-        standard = bool(settings.pop("standard_ops", False))
-        floats = bool(settings.pop("float_activations", False))
+        standard = _flag("standard-ops", settings.pop("standard_ops", False))
+        floats = _flag("float-activations", settings.pop("float_activations", False))
         if settings:
             raise UsageError(
                 f"Target onnx has no setting {next(iter(settings))!r}; it knows "
@@ -99,6 +99,14 @@ class OnnxTarget:
             importance=options.importance,
         )
         return plan, notes
+
+
+def _flag(name: str, value: object) -> bool:
+    """A setting that is true or false, perhaps as text."""
+    found = {"true": True, "false": False}.get(str(value).lower())
+    if found is None:
+        raise UsageError(f"Setting {name} of target onnx is true or false, got {value!r}.")
+    return found
 
 
 def _result(

@@ -62,6 +62,19 @@ def _external(location: str, **entries: str) -> Case:
     return make
 
 
+def _external_shape(*dims: int) -> Case:
+    """External data of no stated length, for another shape than they fill."""
+
+    def make(folder: Path) -> Path:
+        path = _external("weights.bin")(folder)
+        model = onnx.load(path, load_external_data=False)
+        model.graph.initializer[0].dims[:] = dims
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    return make
+
+
 def _huge_external(folder: Path) -> Path:
     """Ten terabytes that are not there: a sparse file."""
     with (folder / "huge.bin").open("wb") as file:
@@ -206,5 +219,11 @@ CASES: dict[str, Case] = {
     "external-number": _external("weights.bin", offset="zero"),
     "external-huge-length": _external("weights.bin", length=str(2**62)),
     "external-short": _external("weights.bin", length="100"),
+    "external-spelled": _external("weights.bin", length="+432"),
+    "external-superscript": _external("weights.bin", length="\u00b2"),
+    "external-digits": _external("weights.bin", length="9" * 5000),
+    "external-rest": _external("weights.bin", offset="4"),
+    "external-larger": _external_shape(16, 3, 3, 4),
+    "external-overflow": _external_shape(2**32, 2**32),
 }
 assert FLOAT == 1

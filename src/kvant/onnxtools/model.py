@@ -136,9 +136,9 @@ def open_model(path: str | Path) -> OnnxModel:
     external = check_external(proto, path)
     _check_memory(path, size + sum(external.values()))
     _check_by_onnx(proto, path)
-    check_tensors(proto, str(path))
     apart = map_external(proto, path) if sum(external.values()) >= APART_FROM else {}
     load_external(proto, path, but=apart)
+    check_tensors(proto, str(path))
     files = (path, *external)
     nbytes = size + sum(file.stat().st_size for file in external)
     model = OnnxModel(proto, path.name, path, files, nbytes, apart=apart)

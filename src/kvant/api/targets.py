@@ -28,6 +28,7 @@ from kvant.export.target import (
     find_level,
     find_target,
 )
+from kvant.files.atomic_folder import AtomicFolder
 from kvant.packing.groups import Groups
 from kvant.quant.methods import METHODS, Quantised
 from kvant.tuning.layerwise import Layerwise, quantise_grids
@@ -124,6 +125,9 @@ def write_target(
     )
     out = _output(checkpoint, to, level or options.dtype or "", output)
     if level is not None and not dry_run:
+        # What the target cannot hold, or a name that is taken, is said before calibration begins.
+        target.write(checkpoint, out, level, replace(options, dry_run=True))
+        AtomicFolder(out, force=force).check()
         options = _calibrated(checkpoint, options, how, importance, texts, tokens, out)
     result = target.write(checkpoint, out, level, options)
     return _artefact(checkpoint, result, level or options.dtype or "floats")

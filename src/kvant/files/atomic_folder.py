@@ -56,7 +56,7 @@ class AtomicFolder:
         self._files: list[AtomicFile] = []
 
     def __enter__(self) -> AtomicFolder:
-        self._check_target()
+        self.check()
         work = hidden_beside(self.path)
         try:
             work.mkdir()
@@ -115,7 +115,12 @@ class AtomicFolder:
         finally:
             self._discard()
 
-    def _check_target(self) -> None:
+    def check(self) -> None:
+        """Whether the folder may be made, as is asked on entering.
+
+        Raises:
+            OutputError: it may not: says why.
+        """
         try:
             if not os.path.lexists(self.path):
                 if not self.path.parent.is_dir():

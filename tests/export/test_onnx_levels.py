@@ -86,6 +86,39 @@ def test_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
         assert ort.divergence(wanted, ort.logits(ort.session(out), IDS)) < 1e-3
 
 
+@pytest.mark.parametrize("level", ["int8", "int4-g64-sym", "int2"])
+def test_widths_that_are_no_whole_blocks(level: str, tmp_path: Path) -> None:
+    """Rows of the embedding, too, end within a block."""
+    sizes = {"hidden_size": 72, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 24}
+    for tied in (False, True):
+        config = {**models.LLAMA, **sizes, "tie_word_embeddings": tied}
+        odd = open_checkpoint(models.make_folder(tmp_path / f"{tied}", config, tokenizer=False))
+        out = tmp_path / f"out{tied}"
+        done = write(odd, out, level, settings={"float_activations": True})
+        wanted = ReferenceModel(dequantised(odd, out)).forward(IDS)
+        assert ort.relative(ort.logits(ort.session(out), IDS), wanted) < 1e-5
+        assert any("rows of 72 weights have groups of 16, the last" in n for n in done.notes)
+
+
+def test_heads_that_the_fused_attention_does_not_take(tmp_path: Path) -> None:
+    config = {**models.LLAMA, "head_dim": 20}
+    odd = open_checkpoint(models.make_folder(tmp_path / "odd", config, tokenizer=False))
+    with pytest.raises(UnsupportedError, match=r"heads of 20 elements.*--standard-ops"):
+        write(odd, tmp_path / "out", "int8")
+    write(odd, tmp_path / "out", "int8", settings={"standard_ops": True})
+    wanted = ReferenceModel(dequantised(odd, tmp_path / "out")).forward(IDS)
+    found = ort.logits(ort.session(tmp_path / "out"), IDS)
+    assert ort.divergence(wanted, found) < 1e-3
+
+
+def test_smaller_groups_are_named(tmp_path: Path) -> None:
+    config = {**models.LLAMA, "intermediate_size": 320}
+    folder = models.make_folder(tmp_path / "m", config, tokenizer=False)
+    done = write(open_checkpoint(folder), tmp_path / "out", "int4-g256")
+    wanted = "Matrices with rows of 320 weights have groups of 64 instead of 256"
+    assert any(wanted in note for note in done.notes)
+
+
 def test_layout_is_that_of_onnxruntimes_quantiser(tmp_path: Path) -> None:
     """Codes that its quantiser packs are found where kvant's reader looks, and mean the same."""
     from onnx import TensorProto, helper, numpy_helper

@@ -14,8 +14,8 @@ import pytest
 
 from kvant.api.onnx_models import optimize_onnx, quantize_onnx
 from kvant.cli.main import main
-from kvant.errors import MissingExtraError, OutputError, UsageError
-from kvant.onnxtools import apart, model, packages, prepare, save, session
+from kvant.errors import FileFormatError, MissingExtraError, OutputError, UsageError
+from kvant.onnxtools import apart, exporters, model, packages, prepare, save, session
 from kvant.onnxtools.compare import Bounds
 from kvant.onnxtools.exporters import from_sklearn, from_torch
 from kvant.onnxtools.job import DataSet
@@ -276,6 +276,28 @@ def test_from_sklearn(tmp_path: Path) -> None:
     assert quality.accuracy_before is not None
     assert quality.accuracy_before > 0.9
     assert abs(quality.loss) <= 3
+
+
+def test_exports_are_checked_before_they_appear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("skl2onnx")
+    linear = pytest.importorskip("sklearn.linear_model")
+    fitted = linear.LinearRegression().fit(np.eye(3), np.arange(3.0))
+
+    def unsound(path: Path) -> None:
+        raise FileFormatError(f"{path}: not sound")
+
+    monkeypatch.setattr(exporters, "open_model", unsound)
+    with pytest.raises(FileFormatError, match="not sound"):
+        from_sklearn(fitted, tmp_path / "s.onnx")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(exporters, "need", None)  # nothing is exported
+    (tmp_path / "s.onnx.data").touch()
+    with pytest.raises(OutputError, match=r"s\.onnx\.data: exists already"):
+        from_sklearn(fitted, tmp_path / "s.onnx")
+    with pytest.raises(OutputError, match="folder does not exist"):
+        from_sklearn(fitted, tmp_path / "none" / "s.onnx")
 
 
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])

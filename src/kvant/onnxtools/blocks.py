@@ -29,6 +29,7 @@ _MICROSOFT = "com.microsoft"
 _LEAST = 256
 """Weights of fewer elements stay: scales and operators would take what is saved."""
 _SHRINK = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
+_LARGEST = np.float32(3.4028e38)  # no code times a scale is more, or it would be infinite
 _CHUNK = 1 << 18  # values at once: they and what is made of them stay in a cache
 
 Floats = npt.NDArray[np.float32]
@@ -75,25 +76,32 @@ def quantise_rows(weights: Floats, bits: int, block: int, *, symmetric: bool) ->
 
 def _best(values: Floats, bits: int, *, symmetric: bool) -> tuple[Codes, Floats, Codes]:
     top = 2**bits - 1
-    low = np.minimum(values.min(-1), 0.0)
-    high = np.maximum(values.max(-1), 0.0)
-    least = np.full(low.shape, np.inf, np.float32)
-    best = (np.zeros(values.shape, np.uint8), np.ones_like(low), np.zeros(low.shape, np.uint8))
-    middle = np.float32(2 ** (bits - 1))
+    # In double precision, where neither ranges nor squares of large weights overflow.
+    low = np.minimum(values.min(-1), 0.0).astype(np.float64)
+    high = np.maximum(values.max(-1), 0.0).astype(np.float64)
+    least = np.full(low.shape, np.inf)
+    best = (
+        np.zeros(values.shape, np.uint8),
+        np.ones(low.shape, np.float32),
+        np.zeros(low.shape, np.uint8),
+    )
+    middle = 2 ** (bits - 1)
     for shrink in _SHRINK if bits < 8 else _SHRINK[:1]:
-        if symmetric:
-            scale = np.maximum(-low / middle, high / (middle - 1)) * np.float32(shrink)
-            scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-            zero = np.full_like(scale, middle)
-        else:
-            scale = (high - low) * np.float32(shrink / top)
-            scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-            zero = np.clip(np.rint(-low * np.float32(shrink) / scale), 0, top)
-        code = np.clip(np.rint(values / scale[..., None]) + zero[..., None], 0, top)
-        wrong = (((code - zero[..., None]) * scale[..., None] - values) ** 2).sum(-1)
+        widest = np.maximum(-low / middle, high / (middle - 1)) if symmetric else (high - low) / top
+        scale = (widest * shrink).astype(np.float32)
+        scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
+        zero = np.full_like(scale, middle)
+        if not symmetric:
+            zero = np.clip(np.rint(-low * shrink / scale), 0, top).astype(np.float32)
+        steps = values / scale[..., None]
+        code = np.clip(np.rint(steps) + zero[..., None], 0, top)
+        code -= zero[..., None]
+        off = ((code - steps) ** 2).sum(-1)
+        wrong = off * np.square(scale, dtype=np.float64)
+        scale = np.minimum(scale, _LARGEST / np.maximum(np.abs(code).max(-1), 1))
         better = wrong < least
         least = np.where(better, wrong, least)
-        best[0][better] = code[better].astype(np.uint8)
+        best[0][better] = (code + zero[..., None])[better].astype(np.uint8)
         best[1][better] = scale[better]
         best[2][better] = zero[better].astype(np.uint8)
     return best
@@ -162,7 +170,10 @@ class _Maker:
         name = node.input[place]
         values = np.asarray(self.model.values(name), np.float32)
         if not np.isfinite(values).all():
-            raise DataError(f"weight {quote(name)} holds NaN or infinity: not to be quantised.")
+            raise DataError(
+                f"weight {quote(name)} holds NaN or infinity, which no block of integers can. Keep "
+                f"its node in float: --keep-float {quote(node.name)}."
+            )
         if not self.standard and values.ndim == 2:
             if node.op_type == "MatMul":
                 self._matmul(node, name, values, node.output[0])

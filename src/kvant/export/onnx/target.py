@@ -11,6 +11,7 @@ import numpy as np
 from kvant.checkpoint import Checkpoint
 from kvant.errors import UnsupportedError, UsageError
 from kvant.export.folder import refuse_source
+from kvant.export.notes import source_notes
 from kvant.export.onnx.levels import LEVELS, assigned
 from kvant.export.onnx.model import DATA_FILE, MODEL_FILE
 from kvant.export.onnx.plan import OnnxPlan, plan_onnx, refuse_unsupported
@@ -50,7 +51,7 @@ class OnnxTarget:
         refuse_source(checkpoint, out)
         files, more = sidecar_files(checkpoint, standard=plan.standard)
         files[MODEL_FILE] = plan.model
-        notes = (*checkpoint.notes, *notes, *more)
+        notes = (*source_notes(checkpoint, level), *notes, *more)
         size = plan.data_size + sum(map(len, files.values()))
         names = (DATA_FILE, *files)
         if options.dry_run:

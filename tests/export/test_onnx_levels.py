@@ -13,9 +13,9 @@ from kvant.checkpoint import Checkpoint, open_checkpoint
 from kvant.errors import DataError, MissingExtraError, OutputError, UnsupportedError, UsageError
 from kvant.export.onnx.levels import LEVELS, assigned, grid
 from kvant.export.onnx.read import dequantised
-from kvant.export.onnx.weights import pack_bits
 from kvant.export.target import TargetOptions, TargetResult, find_target
 from kvant.files.raw import unpacked
+from kvant.packing.bits import packed_bits
 from kvant.reference import ReferenceModel
 from oracles import models, ort
 
@@ -42,7 +42,7 @@ def write(
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_bits_are_packed_low_ones_first(bits: int) -> None:
     codes = np.random.default_rng(0).integers(0, 1 << bits, (5, 48)).astype(np.uint8)
-    packed = pack_bits(codes, bits)
+    packed = packed_bits(codes, bits)
     slow = [
         [
             sum(int(row[i + j]) << (j * bits) for j in range(8 // bits))
@@ -290,7 +290,9 @@ def test_damage_is_found_before_the_folder_appears(
 ) -> None:
     from kvant.export.onnx import weights
 
-    monkeypatch.setattr(weights, "pack_bits", lambda codes, bits: pack_bits(codes[..., ::-1], bits))
+    monkeypatch.setattr(
+        weights, "packed_bits", lambda codes, bits: packed_bits(codes[..., ::-1], bits)
+    )
     with pytest.raises(OutputError, match="does not read back as it should"):
         write(source, tmp_path / "out", "int4")
     assert not list(tmp_path.iterdir())

@@ -28,7 +28,8 @@ from kvant.calibration.texts import Chunks
 from kvant.checkpoint import Checkpoint
 from kvant.errors import OutputError, UsageError
 from kvant.evidence import Making
-from kvant.export.gguf.plan import SEARCHED, Plan, PlannedTensor, model_metadata, plan_export
+from kvant.export.gguf.keys import SEARCHED
+from kvant.export.gguf.plan import Plan, PlannedTensor, model_metadata, plan_export
 from kvant.export.gguf.stream import Progress
 from kvant.export.gguf.write import refuse_outputs, write_plan
 from kvant.files.atomic import write_atomic

@@ -22,6 +22,7 @@ from kvant.onnxtools.apart import filled
 from kvant.onnxtools.levels import OnnxOptions
 from kvant.onnxtools.model import OnnxModel, copy_of, initializers
 from kvant.onnxtools.packages import onnx
+from kvant.packing.bits import packed_bits
 
 __all__ = ["Blocks", "block_nodes", "make_blocks", "quantise_rows"]
 
@@ -212,10 +213,10 @@ class _Maker:
             found = quantise_rows(
                 np.ascontiguousarray(matrix.T), bits, block, symmetric=self.options.symmetric
             )
-            self._store(f"{name}_{form}", _packed(found.codes, bits))
+            self._store(f"{name}_{form}", packed_bits(found.codes, bits))
             self._store(f"{name}_{form}_scales", found.scales)
             if not self.options.symmetric:
-                self._store(f"{name}_{form}_zeros", _packed(_even(found.zeros, bits), bits))
+                self._store(f"{name}_{form}_zeros", packed_bits(found.zeros, bits))
             self._made[name, form] = f"{name}_{form}"
         stem = self._made[name, form]
         inputs += [stem, stem + "_scales"]
@@ -231,11 +232,11 @@ class _Maker:
         block, bits = self.options.block, self.bits
         if (name, "gather") not in self._made:
             found = quantise_rows(table, bits, block, symmetric=self.options.symmetric)
-            packed = _packed(found.codes, bits)
+            packed = packed_bits(found.codes, bits)
             self._store(f"{name}_gather", packed.reshape(len(table), -1))
             self._store(f"{name}_gather_scales", found.scales)
             if not self.options.symmetric:
-                self._store(f"{name}_gather_zeros", _packed(_even(found.zeros, bits), bits))
+                self._store(f"{name}_gather_zeros", packed_bits(found.zeros, bits))
             self._made[name, "gather"] = f"{name}_gather"
         stem = self._made[name, "gather"]
         inputs = [stem, node.input[1], stem + "_scales"]
@@ -301,10 +302,7 @@ class _Maker:
         package = onnx()
         tensor = package.TensorProto(name=name, data_type=kind, dims=values.shape)
         flat = (values.reshape(-1) & (2**self.bits - 1)).astype(np.uint8)
-        per = 8 // self.bits
-        padded = np.zeros(-(-len(flat) // per) * per, np.uint8)
-        padded[: len(flat)] = flat
-        tensor.raw_data = _packed(padded, self.bits).tobytes()
+        tensor.raw_data = packed_bits(flat, self.bits).tobytes()
         self.proto.graph.initializer.append(tensor)
 
     def finished(self) -> Any:
@@ -343,27 +341,6 @@ def _attribute(node: Any, name: str, default: float) -> float:
         if attribute.name == name:
             return float(attribute.f if attribute.type == 1 else attribute.i)
     return default
-
-
-def _packed(codes: Codes, bits: int) -> Codes:
-    """Codes along the last dimension into bytes, low bits first."""
-    if bits == 8:
-        return codes
-    per = 8 // bits
-    grouped = codes.reshape(*codes.shape[:-1], -1, per)
-    packed = np.zeros(grouped.shape[:-1], np.uint8)
-    for index in range(per):
-        packed |= grouped[..., index] << np.uint8(index * bits)
-    return packed
-
-
-def _even(zeros: Codes, bits: int) -> Codes:
-    """Zero points padded along a row so that they fill bytes."""
-    per = 8 // bits
-    width = -(-zeros.shape[-1] // per) * per
-    padded = np.zeros((*zeros.shape[:-1], width), np.uint8)
-    padded[..., : zeros.shape[-1]] = zeros
-    return padded
 
 
 def opset_needed(bits: int, *, standard: bool) -> int:

@@ -141,6 +141,20 @@ def test_change_is_seen_beside_values_that_are_no_numbers() -> None:
     assert prepare.relative_change([texts], [texts[::-1]]) == np.inf
 
 
+@pytest.mark.parametrize("shape", [[2**40, 3], [1] * 70, []])
+def test_odd_shapes_of_inputs(shape: list[int], tmp_path: Path) -> None:
+    """What cannot be made up is not made up; a single number can be."""
+    kind = onnx.TensorProto.FLOAT
+    info = [onnx.helper.make_tensor_value_info(name, kind, shape) for name in ("x", "y")]
+    nodes = [onnx.helper.make_node("Relu", ["x"], ["y"], "relu")]
+    graph = onnx.helper.make_graph(nodes, "odd", info[:1], info[1:])
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    made.ir_version = 8
+    onnx.save(made, tmp_path / "m.onnx")
+    report = optimize_onnx(tmp_path / "m.onnx", tmp_path / "o.onnx")
+    assert any("no values could be made up" in step for step in report.steps) == bool(shape)
+
+
 @pytest.fixture
 def _tiny_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models of some kilobytes are handled as those above 2 GB are."""

@@ -7,6 +7,7 @@ step that changes what it gives, or breaks it, is undone and named.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kvant.errors import KvantError, UnsupportedError
-from kvant.files.source import printable
+from kvant.files.source import printable, quote
 from kvant.onnxtools.compare import relative, squares
 from kvant.onnxtools.model import OnnxModel, copy_of, name_nodes, opset
 from kvant.onnxtools.packages import need, onnx
@@ -24,6 +25,8 @@ from kvant.onnxtools.session import Array, Feeds, Session
 
 __all__ = ["Preparation", "load_session", "made_up_feeds", "relative_change"]
 
+_MOST_MADE_UP = 1 << 26  # numbers of an input
+_MOST_DIMENSIONS = 32
 _TOLERANCE = 1e-3
 """Largest change of an output, relative to its values, that reordering float32 sums explains."""
 
@@ -169,8 +172,8 @@ def _baseline(
     if feeds is not None:
         return feeds, session.run(feeds)
     for free in (8, 1, 2):
-        made = made_up_feeds(model, free)
         try:
+            made = made_up_feeds(model, free)
             return made, session.run(made)
         except KvantError:
             continue
@@ -178,14 +181,20 @@ def _baseline(
 
 
 def made_up_feeds(model: OnnxModel, free: int) -> dict[str, Array]:
-    """Values for one run: normal floats, ones elsewhere; free dimensions ``free``, the first 1."""
+    """Values for one run: normal floats, ones elsewhere; free dimensions ``free``, the first 1.
+
+    Raises:
+        UnsupportedError: an input is too large to be made up.
+    """
     random = np.random.default_rng(0)
     feeds = {}
     for port in model.inputs:
         shape = [
             d if isinstance(d, int) else (1 if i == 0 else free)
-            for i, d in enumerate(port.shape or (1,))
+            for i, d in enumerate((1,) if port.shape is None else port.shape)
         ]
+        if math.prod(shape) > _MOST_MADE_UP or len(shape) > _MOST_DIMENSIONS:
+            raise UnsupportedError(f"input {quote(port.name)} is {port.told()}: give data for it.")
         if port.dtype.kind == "f":
             feeds[port.name] = random.standard_normal(shape).astype(port.dtype)
         else:

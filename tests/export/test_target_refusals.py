@@ -64,6 +64,17 @@ def test_reports_name_what_was_left_aside(to: str, level: str | None, tmp_path: 
     assert any("quantised" in note and "Q8_0" in note for note in notes)
 
 
+def test_reports_name_what_is_rounded(tmp_path: Path) -> None:
+    """Norms of 32 bits beside matrices of 16, as GGUF files have them."""
+    (file,) = kvant.convert("demo", tmp_path / "demo.gguf", dtype="f16").paths
+    for to, level in (("hf", None), ("mlx", "4bit"), ("vllm", "w8a16")):
+        notes = write_target(file, to, level, tmp_path / to).notes
+        wanted = "Weights stored as F32 are rounded to F16, which keeps fewer digits"
+        assert any(wanted in note for note in notes)
+        notes = write_target(file, to, level, tmp_path / f"{to}-all", dtype="f32").notes
+        assert not any("rounded" in note for note in notes)
+
+
 @pytest.mark.parametrize(
     ("text", "words"), [("{", "not JSON"), ("[1]", "JSON object"), ('{"top_k": NaN}', "NaN")]
 )

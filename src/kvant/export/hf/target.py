@@ -38,7 +38,7 @@ class HuggingFace:
             tensors=[FloatTensor(piece, DTYPES[dtype]) for piece in hf_pieces(checkpoint)],
             files={"config.json": json_bytes(config_values(checkpoint, dtype)), **files},
             metadata={"format": "pt"},
-            notes=(*source_notes(checkpoint, None), *notes),
+            notes=(*source_notes(checkpoint, None, DTYPES[dtype]), *notes),
         )
         return write_folder(checkpoint, out, plan, options)
 

@@ -49,7 +49,7 @@ class Mlx:
             metadata={"format": "mlx"},
             index={"total_parameters": checkpoint.parameters},
             always_index=True,
-            notes=(*source_notes(checkpoint, level), *notes, *_left(tensors, level)),
+            notes=(*source_notes(checkpoint, level, DTYPES[dtype]), *notes, *_left(tensors, level)),
         )
         return write_folder(checkpoint, out, plan, options)
 

@@ -52,7 +52,8 @@ class OnnxTarget:
         refuse_source(checkpoint, out)
         files, more = sidecar_files(checkpoint, standard=plan.standard)
         files[MODEL_FILE] = plan.model
-        notes = (*source_notes(checkpoint, level), *notes, *more)
+        kind = "F16" if plan.kind == "FLOAT16" else "F32"
+        notes = (*source_notes(checkpoint, level, kind), *notes, *more)
         size = plan.data_size + sum(map(len, files.values()))
         names = (DATA_FILE, *files)
         if options.dry_run:
@@ -63,7 +64,6 @@ class OnnxTarget:
                 folder.write(name, content)
             if options.verify:
                 folder.finish_files()
-                kind = "F16" if plan.kind == "FLOAT16" else "F32"
                 said = check_onnx(
                     checkpoint, folder.work, plan.grids, kind, threads=options.threads
                 )

@@ -63,7 +63,7 @@ class Vllm:
             files={"config.json": json_bytes(config), **files},
             metadata={"format": "pt"},
             notes=(
-                *source_notes(checkpoint, level),
+                *source_notes(checkpoint, level, DTYPES[dtype]),
                 *notes,
                 *_odd(pieces, schemes, level),
                 *_joined(pieces, schemes),

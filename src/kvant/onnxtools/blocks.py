@@ -30,7 +30,7 @@ _MICROSOFT = "com.microsoft"
 _LEAST = 256
 """Weights of fewer elements stay: scales and operators would take what is saved."""
 _SHRINK = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
-_LARGEST = np.float32(3.4028e38)  # no code times a scale is more, or it would be infinite
+_LARGEST, _LARGE = np.float32(3.4028e38), 1e35  # no code times a scale is more: it'd be infinite
 _CHUNK = 1 << 18  # values at once: they and what is made of them stay in a cache
 
 Floats = npt.NDArray[np.float32]
@@ -94,15 +94,15 @@ def _best(values: Floats, bits: int, *, symmetric: bool) -> tuple[Codes, Floats,
         zero = np.full_like(scale, middle)
         if not symmetric:
             zero = np.clip(np.rint(-low * shrink / scale), 0, top).astype(np.float32)
-        steps = values / scale[..., None]
-        code = np.clip(np.rint(steps) + zero[..., None], 0, top)
-        code -= zero[..., None]
-        off = ((code - steps) ** 2).sum(-1)
-        wrong = off * np.square(scale, dtype=np.float64)
-        scale = np.minimum(scale, _LARGEST / np.maximum(np.abs(code).max(-1), 1))
+        steps = values / scale[..., None] + zero[..., None]
+        code = np.clip(np.rint(steps), 0, top)
+        wrong = ((code - steps) ** 2).sum(-1) * np.square(scale, dtype=np.float64)
+        if scale.max(initial=0) > _LARGE:
+            reach = np.abs(code - zero[..., None]).max(-1)
+            scale = np.minimum(scale, _LARGEST / np.maximum(reach, 1))
         better = wrong < least
         least = np.where(better, wrong, least)
-        best[0][better] = (code + zero[..., None])[better].astype(np.uint8)
+        best[0][better] = code[better].astype(np.uint8)
         best[1][better] = scale[better]
         best[2][better] = zero[better].astype(np.uint8)
     return best

@@ -62,6 +62,19 @@ def _external(location: str, **entries: str) -> Case:
     return make
 
 
+def _external_shape(*dims: int) -> Case:
+    """External data of no stated length, for another shape than they fill."""
+
+    def make(folder: Path) -> Path:
+        path = _external("weights.bin")(folder)
+        model = onnx.load(path, load_external_data=False)
+        model.graph.initializer[0].dims[:] = dims
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    return make
+
+
 def _huge_external(folder: Path) -> Path:
     """Ten terabytes that are not there: a sparse file."""
     with (folder / "huge.bin").open("wb") as file:
@@ -180,6 +193,7 @@ CASES: dict[str, Case] = {
     "no-inputs": _no_inputs,
     "no-opset": _changed(lambda model: model.ClearField("opset_import")),
     "future-opset": _set("opset_import.0.version", 9999),
+    "huge-opset": _set("opset_import.0.version", 2**62),
     "no-nodes": _changed(lambda model: model.graph.ClearField("node")),
     "operator-unknown": _set("graph.node.2.op_type", "Frobnicate"),
     "operator-of-nobody": _set("graph.node.2.domain", "com.example"),
@@ -188,6 +202,8 @@ CASES: dict[str, Case] = {
     "type-changed": _set("graph.initializer.0.data_type", TensorProto.DOUBLE),
     "input-type-unknown": _set("graph.input.0.type.tensor_type.elem_type", 77),
     "short-weight": _set("graph.initializer.0.raw_data", b"\x00" * 10),
+    "segment": _changed(lambda model: model.graph.initializer[0].segment.SetInParent()),
+    "many-dimensions": _changed(lambda model: model.graph.initializer[0].dims.extend([1] * 70)),
     "claims-exabytes": _changed(_claims),
     "negative-dimension": _changed(_negative),
     "name-not-text": _bad_name,
@@ -206,5 +222,11 @@ CASES: dict[str, Case] = {
     "external-number": _external("weights.bin", offset="zero"),
     "external-huge-length": _external("weights.bin", length=str(2**62)),
     "external-short": _external("weights.bin", length="100"),
+    "external-spelled": _external("weights.bin", length="+432"),
+    "external-superscript": _external("weights.bin", length="\u00b2"),
+    "external-digits": _external("weights.bin", length="9" * 5000),
+    "external-rest": _external("weights.bin", offset="4"),
+    "external-larger": _external_shape(16, 3, 3, 4),
+    "external-overflow": _external_shape(2**32, 2**32),
 }
 assert FLOAT == 1

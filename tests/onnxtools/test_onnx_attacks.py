@@ -14,6 +14,7 @@ pytest.importorskip("onnxslim", reason="needs the extra `onnx`")
 
 from kvant.cli.main import main
 from kvant.errors import KvantError
+from kvant.onnxtools import apart, model
 from kvant.onnxtools.model import open_model
 from onnxtools.onnx_attacks import CASES
 from onnxtools.onnx_small import network
@@ -44,10 +45,16 @@ def test_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("name", [n for n in CASES if n.startswith("external-")])
-def test_external_data_are_named(name: str, tmp_path: Path) -> None:
+def test_external_data_are_named(
+    name: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "in"
     place.mkdir()
+    if large:  # mapped, not read
+        monkeypatch.setattr(model, "APART_FROM", 1)
+        monkeypatch.setattr(apart, "_SMALL", 1)
     with pytest.raises(KvantError, match=r"conv\.weight"):
         open_model(CASES[name](place))
 

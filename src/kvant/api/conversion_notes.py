@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from kvant.export.gguf.plan import SEARCHED, Plan, PlannedTensor
+from kvant.export.gguf.keys import SEARCHED
+from kvant.export.gguf.plan import Plan, PlannedTensor
 from kvant.quant.assign import NEED_IMPORTANCE
 
 __all__ = ["importance_notes", "plan_notes"]
@@ -46,7 +47,7 @@ def _needs_importance(tensor: PlannedTensor) -> bool:
 
 def plan_notes(plan: Plan) -> tuple[str, ...]:
     """What gave way in the plan, and what was lost before kvant came."""
-    notes = [*plan.checkpoint.notes, *plan.notes]
+    notes = [*plan.checkpoint.told, *plan.notes]
     moved = Counter(
         (t.assignment.wanted, t.assignment.packing, t.assignment.slot.shape[-1])
         for t in plan.tensors
@@ -82,14 +83,6 @@ def plan_notes(plan: Plan) -> tuple[str, ...]:
             f"{len(blind)} tensors are {kinds} without importance, so quality is poor: `kvant "
             "calibrate SRC` collects it, and `kvant quantize --importance FILE` uses it."
         )
-    if plan.checkpoint.ignored:
-        keys = plan.checkpoint.ignored
-        listed = ", ".join(keys[:8]) + (" …" if len(keys) > 8 else "")
-        notes.append(f"Config keys without effect were ignored: {listed}.")
-    if plan.checkpoint.unused:
-        names = plan.checkpoint.unused
-        listed = ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
-        notes.append(f"Tensors that are not part of the computation were left out: {listed}.")
     if "tokenizer.ggml.model" not in plan.shards[0].metadata:
         notes.append("The source has no tokenizer; the file has none either and cannot chat.")
     return tuple(notes)

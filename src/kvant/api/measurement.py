@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvant.api.source import Source, resolve_whole, threads_or_default
 from kvant.builtin import builtin_text
 from kvant.checkpoint import Checkpoint
+from kvant.engine.load import available_memory
 from kvant.errors import InputError, UsageError
 from kvant.evaluation import Corpus, EvalResult, Progress, Runner, Subject, check_vocabularies
 from kvant.evaluation import evaluate as measure
+from kvant.evaluation.runner import Tile, Tokens
 from kvant.runtimes import (
     Artefact,
     RunnerChoice,
+    RunnerName,
     choose,
     choose_each,
     open_artefact,
@@ -39,6 +43,9 @@ _KEEP_BYTES = 4 << 30
 Beyond it each weight is decoded anew whenever it is used, which is slower and needs no more memory
 than the largest one."""
 
+_TOGETHER = 0.8
+"""Of the memory that is free: more than that of weights at once is too much."""
+
 
 def evaluate(
     models: Source | Sequence[Source],
@@ -53,7 +60,8 @@ def evaluate(
 ) -> tuple[EvalResult, ...]:
     """Measure one or more models on a text, by llama.cpp's protocol; formats may be mixed.
 
-    With a base, all models are in memory at once and run side by side; without, one after another.
+    With a base, all models run side by side where memory holds them; otherwise each variant runs
+    beside the base, which is then run once for each. Without a base they run one after another.
 
     Args:
         models: what to measure: GGUF files; Hugging Face, MLX, ONNX or compressed-tensors folders.
@@ -96,34 +104,61 @@ def evaluate(
         max_context=min((c for a in opened if (c := a.context) is not None), default=None),
         max_chunks=chunks,
     )
-    workers = threads_or_default(threads)
-    sizes = [a.checkpoint.parameters for a in opened if a.checkpoint is not None]
-    subjects = [
-        Subject(
-            name=artefact.name,
-            runner=run_artefact(
-                artefact,
-                name,
-                threads=workers,
-                context=corpus.context,
-                keep_decoded=4 * sum(sizes) <= _KEEP_BYTES,
-            ),
-            vocabulary=None if definition is None else definition.tokens,
-            path=str(artefact.path),
-            bytes=artefact.nbytes(),
-            bpw=artefact.bpw(),
-            format=artefact.format,
-            runtime=runner_label(artefact, name),
-        )
-        for artefact, name, definition in zip(opened, names, definitions, strict=True)
+    stated = [
+        Subject(artefact.name, _Stated(size), None if found is None else found.tokens)
+        for artefact, found in zip(opened, definitions, strict=True)
+        if (size := artefact.vocab_size) is not None
     ]
-    if against is not None:
+    if stated:  # before the first is loaded, and measured for an hour
+        check_vocabularies(stated[0], stated[1:], corpus)
+    sizes = [a.checkpoint.parameters for a in opened if a.checkpoint is not None]
+    workers, keep = threads_or_default(threads), 4 * sum(sizes) <= _KEEP_BYTES
+
+    def subject(at: int) -> Subject:
+        runner = run_artefact(
+            *(opened[at], names[at]), threads=workers, context=corpus.context, keep_decoded=keep
+        )
+        return _subject(opened[at], runner, names[at], definitions[at])
+
+    def measured(*subjects: Subject) -> tuple[EvalResult, ...]:
         return measure(subjects[0], subjects[1:], corpus, threads=workers, progress=progress)
-    check_vocabularies(subjects[0], subjects[1:], corpus)
+
+    if against is None:  # each is given back before the next is loaded
+        return tuple(measured(subject(at))[0] for at in range(len(opened)))
+    first, others = subject(0), range(1, len(opened))
+    if sum(artefact.nbytes() for artefact in opened) <= _TOGETHER * available_memory():
+        return measured(first, *map(subject, others))
     results: tuple[EvalResult, ...] = ()
-    while subjects:  # each by itself, and given back before the next is loaded
-        results += measure(subjects.pop(0), (), corpus, threads=workers, progress=progress)
+    for at in others:
+        found = measured(first, subject(at))
+        results += found[1:] if results else found
     return results
+
+
+def _subject(
+    artefact: Artefact, runner: Runner, name: RunnerName, definition: TokenizerDefinition | None
+) -> Subject:
+    return Subject(
+        name=artefact.name,
+        runner=runner,
+        vocabulary=None if definition is None else definition.tokens,
+        path=str(artefact.path),
+        bytes=artefact.nbytes(),
+        bpw=artefact.bpw(),
+        format=artefact.format,
+        runtime=runner_label(artefact, name),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stated:
+    """What a model's files say of its runner, which is not loaded yet."""
+
+    vocab_size: int
+
+    def logits(self, tokens: Tokens, *, first_row: int) -> Iterator[Tile]:
+        """None: only the size is known."""
+        raise AssertionError("a model was run before it was loaded")
 
 
 def tokenizer_of_all(

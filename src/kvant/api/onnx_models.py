@@ -195,7 +195,16 @@ def optimize_onnx(
         model = fix_shapes(model, shapes or {}, whole=profile == "npu")
     job = Job(model, making, settings, bounds or Bounds(), given, threads, progress)
     feeds = job.feeds()
-    job.adopt(optimise_for(model, profile, feeds, half=fp16, threads=threads, base=job.base))
+    done = optimise_for(
+        model,
+        profile,
+        feeds,
+        half=fp16,
+        threads=threads,
+        base=job.base,
+        opset_needed=settings.activations_opset,
+    )
+    job.adopt(done)
     if integer or fp16:
         job.quantise()
         job.steps.append("float16" if fp16 else "full-integer QDQ, by calibration")

@@ -121,7 +121,9 @@ def write_target(
     )
     out = _output(checkpoint, to, level or options.dtype or "", output)
     if level is not None and not dry_run:
-        AtomicFolder(out, force=force).check()  # before the work, not after it
+        # What the target cannot hold, or a name that is taken, is said before calibration begins.
+        target.write(checkpoint, out, level, replace(options, dry_run=True))
+        AtomicFolder(out, force=force).check()
         options = _calibrated(checkpoint, options, how, importance, texts, tokens, out)
     result = target.write(checkpoint, out, level, options)
     return _artefact(checkpoint, result, level or options.dtype or "floats")

@@ -7,6 +7,7 @@ from files where they lie in some), and a tool that needs values is given a copy
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def map_external(proto: Any, path: Path) -> dict[str, Array]:
             continue
         file, offset, _ = reference(tensor, path)
         shape = tuple(tensor.dims)
-        if int(np.prod(shape)) * dtype.itemsize < _SMALL:
+        if math.prod(shape) * dtype.itemsize < _SMALL:
             continue
         found[tensor.name] = np.memmap(file, dtype, "r", offset, shape)
         _refer(tensor)

@@ -22,6 +22,7 @@ from kvant.onnxtools.apart import filled
 from kvant.onnxtools.levels import OnnxOptions
 from kvant.onnxtools.model import OnnxModel, copy_of, initializers
 from kvant.onnxtools.packages import onnx
+from kvant.packing.bits import packed_bits
 
 __all__ = ["Blocks", "block_nodes", "make_blocks", "quantise_rows"]
 
@@ -29,6 +30,7 @@ _MICROSOFT = "com.microsoft"
 _LEAST = 256
 """Weights of fewer elements stay: scales and operators would take what is saved."""
 _SHRINK = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
+_LARGEST, _LARGE = np.float32(3.4028e38), 1e35  # no code times a scale is more: it'd be infinite
 _CHUNK = 1 << 18  # values at once: they and what is made of them stay in a cache
 
 Floats = npt.NDArray[np.float32]
@@ -75,22 +77,29 @@ def quantise_rows(weights: Floats, bits: int, block: int, *, symmetric: bool) ->
 
 def _best(values: Floats, bits: int, *, symmetric: bool) -> tuple[Codes, Floats, Codes]:
     top = 2**bits - 1
-    low = np.minimum(values.min(-1), 0.0)
-    high = np.maximum(values.max(-1), 0.0)
-    least = np.full(low.shape, np.inf, np.float32)
-    best = (np.zeros(values.shape, np.uint8), np.ones_like(low), np.zeros(low.shape, np.uint8))
-    middle = np.float32(2 ** (bits - 1))
+    # In double precision, where neither ranges nor squares of large weights overflow.
+    low = np.minimum(values.min(-1), 0.0).astype(np.float64)
+    high = np.maximum(values.max(-1), 0.0).astype(np.float64)
+    least = np.full(low.shape, np.inf)
+    best = (
+        np.zeros(values.shape, np.uint8),
+        np.ones(low.shape, np.float32),
+        np.zeros(low.shape, np.uint8),
+    )
+    middle = 2 ** (bits - 1)
     for shrink in _SHRINK if bits < 8 else _SHRINK[:1]:
-        if symmetric:
-            scale = np.maximum(-low / middle, high / (middle - 1)) * np.float32(shrink)
-            scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-            zero = np.full_like(scale, middle)
-        else:
-            scale = (high - low) * np.float32(shrink / top)
-            scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-            zero = np.clip(np.rint(-low * np.float32(shrink) / scale), 0, top)
-        code = np.clip(np.rint(values / scale[..., None]) + zero[..., None], 0, top)
-        wrong = (((code - zero[..., None]) * scale[..., None] - values) ** 2).sum(-1)
+        widest = np.maximum(-low / middle, high / (middle - 1)) if symmetric else (high - low) / top
+        scale = (widest * shrink).astype(np.float32)
+        scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
+        zero = np.full_like(scale, middle)
+        if not symmetric:
+            zero = np.clip(np.rint(-low * shrink / scale), 0, top).astype(np.float32)
+        steps = values / scale[..., None] + zero[..., None]
+        code = np.clip(np.rint(steps), 0, top)
+        wrong = ((code - steps) ** 2).sum(-1) * np.square(scale, dtype=np.float64)
+        if scale.max(initial=0) > _LARGE:
+            reach = np.abs(code - zero[..., None]).max(-1)
+            scale = np.minimum(scale, _LARGEST / np.maximum(reach, 1))
         better = wrong < least
         least = np.where(better, wrong, least)
         best[0][better] = code[better].astype(np.uint8)
@@ -162,7 +171,10 @@ class _Maker:
         name = node.input[place]
         values = np.asarray(self.model.values(name), np.float32)
         if not np.isfinite(values).all():
-            raise DataError(f"weight {quote(name)} holds NaN or infinity: not to be quantised.")
+            raise DataError(
+                f"weight {quote(name)} holds NaN or infinity, which no block of integers can. Keep "
+                f"its node in float: --keep-float {quote(node.name)}."
+            )
         if not self.standard and values.ndim == 2:
             if node.op_type == "MatMul":
                 self._matmul(node, name, values, node.output[0])
@@ -201,10 +213,10 @@ class _Maker:
             found = quantise_rows(
                 np.ascontiguousarray(matrix.T), bits, block, symmetric=self.options.symmetric
             )
-            self._store(f"{name}_{form}", _packed(found.codes, bits))
+            self._store(f"{name}_{form}", packed_bits(found.codes, bits))
             self._store(f"{name}_{form}_scales", found.scales)
             if not self.options.symmetric:
-                self._store(f"{name}_{form}_zeros", _packed(_even(found.zeros, bits), bits))
+                self._store(f"{name}_{form}_zeros", packed_bits(found.zeros, bits))
             self._made[name, form] = f"{name}_{form}"
         stem = self._made[name, form]
         inputs += [stem, stem + "_scales"]
@@ -220,11 +232,11 @@ class _Maker:
         block, bits = self.options.block, self.bits
         if (name, "gather") not in self._made:
             found = quantise_rows(table, bits, block, symmetric=self.options.symmetric)
-            packed = _packed(found.codes, bits)
+            packed = packed_bits(found.codes, bits)
             self._store(f"{name}_gather", packed.reshape(len(table), -1))
             self._store(f"{name}_gather_scales", found.scales)
             if not self.options.symmetric:
-                self._store(f"{name}_gather_zeros", _packed(_even(found.zeros, bits), bits))
+                self._store(f"{name}_gather_zeros", packed_bits(found.zeros, bits))
             self._made[name, "gather"] = f"{name}_gather"
         stem = self._made[name, "gather"]
         inputs = [stem, node.input[1], stem + "_scales"]
@@ -290,10 +302,7 @@ class _Maker:
         package = onnx()
         tensor = package.TensorProto(name=name, data_type=kind, dims=values.shape)
         flat = (values.reshape(-1) & (2**self.bits - 1)).astype(np.uint8)
-        per = 8 // self.bits
-        padded = np.zeros(-(-len(flat) // per) * per, np.uint8)
-        padded[: len(flat)] = flat
-        tensor.raw_data = _packed(padded, self.bits).tobytes()
+        tensor.raw_data = packed_bits(flat, self.bits).tobytes()
         self.proto.graph.initializer.append(tensor)
 
     def finished(self) -> Any:
@@ -332,27 +341,6 @@ def _attribute(node: Any, name: str, default: float) -> float:
         if attribute.name == name:
             return float(attribute.f if attribute.type == 1 else attribute.i)
     return default
-
-
-def _packed(codes: Codes, bits: int) -> Codes:
-    """Codes along the last dimension into bytes, low bits first."""
-    if bits == 8:
-        return codes
-    per = 8 // bits
-    grouped = codes.reshape(*codes.shape[:-1], -1, per)
-    packed = np.zeros(grouped.shape[:-1], np.uint8)
-    for index in range(per):
-        packed |= grouped[..., index] << np.uint8(index * bits)
-    return packed
-
-
-def _even(zeros: Codes, bits: int) -> Codes:
-    """Zero points padded along a row so that they fill bytes."""
-    per = 8 // bits
-    width = -(-zeros.shape[-1] // per) * per
-    padded = np.zeros((*zeros.shape[:-1], width), np.uint8)
-    padded[..., : zeros.shape[-1]] = zeros
-    return padded
 
 
 def opset_needed(bits: int, *, standard: bool) -> int:

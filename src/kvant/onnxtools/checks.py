@@ -8,12 +8,14 @@ from typing import Any
 
 from kvant.errors import FileFormatError, UnsupportedError
 from kvant.files.source import quote
-from kvant.onnxtools.external import tensors
+from kvant.onnxtools.external import bits_of, stored_bytes, tensors
 from kvant.onnxtools.packages import onnx
 
 __all__ = ["check_order", "check_structure", "check_tensors"]
 
 _MAX_DEPTH = 40  # graphs within graphs; the deepest of real models is four
+_MAX_RANK = 32  # NumPy's is 64, or 32 before its second version; models have eight at most
+_MAX_OPSET = 10_000  # 30 or so exist
 _STANDARD = ("", "ai.onnx", "ai.onnx.ml")
 
 
@@ -164,6 +166,12 @@ def _check_operators(proto: Any, where: str) -> None:
     versions.setdefault("", versions.get("ai.onnx", 0))
     versions.setdefault("ai.onnx", versions[""])
     functions = {(f.domain, f.name) for f in proto.functions}
+    odd = [o for o in proto.opset_import if not 0 <= o.version <= _MAX_OPSET]
+    if odd:
+        raise FileFormatError(
+            f"{where}: imports opset {odd[0].version} of domain {quote(odd[0].domain)}, expected 1 "
+            f"to {_MAX_OPSET}. The file is damaged; export it again."
+        )
     schemas = onnx().defs
     for node in _all_nodes(proto.graph.node):
         if (node.domain, node.op_type) in functions:
@@ -185,7 +193,7 @@ def _check_operators(proto: Any, where: str) -> None:
 
 
 def check_tensors(proto: Any, where: str) -> None:
-    """The values of every tensor are as many as its shape says. External data are not read.
+    """The values of every tensor are as many as its shape says. External data are left out.
 
     Raises:
         FileFormatError: they are not, or a type or shape is nonsense.
@@ -195,20 +203,22 @@ def check_tensors(proto: Any, where: str) -> None:
         name = f"{where}: tensor {quote(tensor.name or '(no name)')}"
         if any(d < 0 for d in tensor.dims):
             raise FileFormatError(f"{name} has a negative dimension: {list(tensor.dims)[:8]}.")
+        if len(tensor.dims) > _MAX_RANK or tensor.HasField("segment"):
+            raise FileFormatError(
+                f"{name} has {len(tensor.dims)} dimensions, or is a part of a tensor; expected a "
+                f"whole one of at most {_MAX_RANK}. The file is damaged; export it again."
+            )
         if tensor.data_type == 0 and not tensor.ByteSize():
             continue  # the empty half of a sparse attribute that is not there
         count = math.prod(tensor.dims)
         if tensor.data_type == package.TensorProto.STRING:
             expected, got, what = count, len(tensor.string_data), "strings"
         else:
-            bits = _bits(tensor.data_type, name)
+            expected = stored_bytes(tensor, name)
             if tensor.data_location == 1:
-                length = {e.key: e.value for e in tensor.external_data}.get("length", "")
-                if not length.isdigit():
-                    continue
-                expected, got, what = -(-count * bits // 8), int(length), "bytes"
-            elif tensor.HasField("raw_data"):
-                expected, got, what = -(-count * bits // 8), len(tensor.raw_data), "bytes"
+                continue  # `check_external` holds their lengths against their files, too
+            if tensor.HasField("raw_data"):
+                got, what = len(tensor.raw_data), "bytes"
             else:
                 expected, got, what = *_typed(tensor, count), "values"
         if expected != got:
@@ -216,18 +226,6 @@ def check_tensors(proto: Any, where: str) -> None:
                 f"{name} of shape {list(tensor.dims)[:8]} needs {expected:,} {what}, has {got:,}. "
                 "The file is damaged; get it again."
             )
-
-
-def _bits(data_type: int, name: str) -> int:
-    package = onnx()
-    small = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
-    try:
-        label = package.TensorProto.DataType.Name(data_type)
-        if label in small:
-            return small[label]
-        return 8 * int(package.helper.tensor_dtype_to_np_dtype(data_type).itemsize)
-    except (KeyError, ValueError, TypeError):
-        raise FileFormatError(f"{name} has type {data_type}, which ONNX does not have.") from None
 
 
 def _typed(tensor: Any, count: int) -> tuple[int, int]:
@@ -238,7 +236,8 @@ def _typed(tensor: Any, count: int) -> tuple[int, int]:
     got = len(getattr(tensor, field))
     if tensor.data_type in (kinds.COMPLEX64, kinds.COMPLEX128):
         return 2 * count, got
-    if _bits(tensor.data_type, "") < 8:  # packed, two or four in one value
-        per = 8 // _bits(tensor.data_type, "")
+    bits = bits_of(tensor.data_type, "")
+    if bits < 8:  # packed, two or four in one value
+        per = 8 // bits
         return -(-count // per), got
     return count, got

@@ -13,7 +13,16 @@ import numpy as np
 from kvant.onnxtools.samples import Batch
 from kvant.onnxtools.session import Array, Feeds, Session
 
-__all__ = ["Bounds", "Comparison", "Quality", "latencies", "measure_quality", "verdicts"]
+__all__ = [
+    "Bounds",
+    "Comparison",
+    "Quality",
+    "latencies",
+    "measure_quality",
+    "relative",
+    "squares",
+    "verdicts",
+]
 
 _SLOWER = 1.05
 """Medians of interleaved runs wander by a few percent; beyond this it is slower."""
@@ -128,7 +137,7 @@ def measure_quality(
     for number, batch in enumerate(batches, 1):
         one, other = before.run(batch.feeds), after.run(batch.feeds, before.outputs)
         for name, a, b in zip(before.outputs, one, other, strict=True):
-            sums[name] += _squares(a, b)
+            sums[name] += squares(a, b)
         count = len(batch.labels) if batch.labels is not None else _batch_of(batch.feeds)
         samples += count
         if batch.labels is not None:
@@ -140,7 +149,7 @@ def measure_quality(
                 changed += int((classes[0] != classes[1]).sum())
         if told:
             told(number)
-    errors = {name: _relative(total) for name, total in sums.items()}
+    errors = {name: relative(total) for name, total in sums.items()}
     worst = max(errors.values(), default=0.0)
     if not labelled:
         return Quality(samples, worst, errors)
@@ -153,19 +162,26 @@ def _batch_of(feeds: Feeds) -> int:
     return len(first) if first.ndim else 1
 
 
-def _squares(a: Any, b: Any) -> Array:
+def squares(a: Any, b: Any) -> Array:
+    """Sums of the squared difference of two outputs and of the first one's finite values.
+
+    Infinities and NaN that agree are no difference; NaN beside a number makes the sum NaN, other
+    shapes make it infinite.
+    """
     one, other = np.asarray(a), np.asarray(b)
     if one.shape != other.shape:
         return np.asarray([np.inf, 1.0])
     if one.dtype.kind not in "fiub":
         return np.asarray([float((one != other).sum()), float(one.size)])
     one, other = one.astype(np.float64), other.astype(np.float64)
-    same = (one == other) | (np.isnan(one) & np.isnan(other))  # infinities that agree are no error
-    difference = np.where(same, 0.0, one - other)
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    with np.errstate(invalid="ignore"):  # infinities that agree
+        difference = np.where(same, 0.0, one - other)
     return np.asarray([(difference**2).sum(), (np.where(np.isfinite(one), one, 0.0) ** 2).sum()])
 
 
-def _relative(total: Array) -> float:
+def relative(total: Array) -> float:
+    """Root of the sums' ratio (see `squares`); infinite where NaN stands beside numbers."""
     wrong, size = float(total[0]), float(total[1])
     if np.isnan(wrong):
         return float("inf")

@@ -7,16 +7,28 @@ before a byte is read.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
 from kvant.errors import FileFormatError, InputError
 from kvant.files.source import open_source, quote
+from kvant.onnxtools.packages import onnx
 
-__all__ = ["check_external", "external_tensors", "load_external", "reference", "tensors"]
+__all__ = [
+    "bits_of",
+    "check_external",
+    "external_tensors",
+    "load_external",
+    "reference",
+    "stored_bytes",
+    "tensors",
+]
 
 _EXTERNAL = 1  # TensorProto.EXTERNAL
+_NUMBER = re.compile(r"[0-9]{1,19}")  # int() would take signs, spaces and other scripts' digits
 
 
 def tensors(proto: Any) -> Iterator[Any]:
@@ -54,6 +66,29 @@ def external_tensors(proto: Any) -> list[Any]:
     return [tensor for tensor in tensors(proto) if tensor.data_location == _EXTERNAL]
 
 
+def bits_of(data_type: int, where: str) -> int:
+    """Bits of an element.
+
+    Raises:
+        FileFormatError: ONNX has no such type; the message begins with ``where``.
+    """
+    package = onnx()
+    small = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+    try:
+        label = package.TensorProto.DataType.Name(data_type)
+        if label in small:
+            return small[label]
+        return 8 * int(package.helper.tensor_dtype_to_np_dtype(data_type).itemsize)
+    except (KeyError, ValueError, TypeError):
+        raise FileFormatError(f"{where} has type {data_type}, which ONNX does not have.") from None
+
+
+def stored_bytes(tensor: Any, where: str) -> int:
+    """Bytes that the values of ``tensor`` take, by its shape and type; raises as `bits_of`."""
+    count: int = math.prod(tensor.dims)
+    return -(-count * bits_of(tensor.data_type, where) // 8)
+
+
 def check_external(proto: Any, path: Path) -> dict[Path, int]:
     """Check every reference to external data of the model at ``path``; reads no values.
 
@@ -61,7 +96,8 @@ def check_external(proto: Any, path: Path) -> dict[Path, int]:
         the files referred to, with the bytes that tensors take from each.
 
     Raises:
-        FileFormatError: a reference leaves the folder, or lies outside its file.
+        FileFormatError: a reference leaves the folder, lies outside its file, or is of another
+            length than its tensor.
         InputError: a file is missing or cannot be read.
     """
     taken: dict[Path, int] = {}
@@ -76,11 +112,18 @@ def check_external(proto: Any, path: Path) -> dict[Path, int]:
                 raise type(error)(
                     f"{path}: external data of tensor {quote(tensor.name)}: {error}"
                 ) from None
+        where = f"{path}: tensor {quote(tensor.name)}"
+        needed = stored_bytes(tensor, where)
         if length is None:
-            length = sizes[file] - offset
-        if length < 0 or offset + length > sizes[file]:
+            length = needed
+        if length != needed:
             raise FileFormatError(
-                f"{path}: tensor {quote(tensor.name)} takes bytes {offset:,} to "
+                f"{where} of shape {list(tensor.dims)[:8]} needs {needed:,} bytes, its data have "
+                f"{length:,}. The file is damaged; get it again."
+            )
+        if offset + length > sizes[file]:
+            raise FileFormatError(
+                f"{where} takes bytes {offset:,} to "
                 f"{offset + length:,} of {file.name}, which has {sizes[file]:,}. One of the two "
                 "files is truncated or not the other's; get both again."
             )
@@ -89,7 +132,7 @@ def check_external(proto: Any, path: Path) -> dict[Path, int]:
 
 
 def reference(tensor: Any, path: Path) -> tuple[Path, int, int | None]:
-    """File, offset and length (None: to its end) of external data, within the model's folder.
+    """File, offset and length (None: what it needs) of external data, within the model's folder.
 
     Raises:
         FileFormatError: they leave it, or are no numbers.
@@ -106,17 +149,14 @@ def reference(tensor: Any, path: Path) -> tuple[Path, int, int | None]:
             f"{where}, outside the model's folder. Expected a file beside the model; if you trust "
             "it, put the data there and save the model again with onnx."
         )
-    try:
-        offset = int(entries.get("offset") or 0)
-        length = int(entries["length"]) if entries.get("length") else None
-    except ValueError:
-        offset, length = -1, None
-    if offset < 0 or (length is not None and length < 0):
+    numbers = [entries.get(key) or None for key in ("offset", "length")]
+    if not all(text is None or _NUMBER.fullmatch(text) for text in numbers):
         raise FileFormatError(
             f"{where}, with offset {quote(entries.get('offset', ''))} and length "
             f"{quote(entries.get('length', ''))}; expected whole numbers from 0."
         )
-    return file, offset, length
+    offset, length = (None if text is None else int(text) for text in numbers)
+    return file, offset or 0, length
 
 
 def load_external(proto: Any, path: Path, but: Container[str] = ()) -> None:
@@ -130,9 +170,9 @@ def load_external(proto: Any, path: Path, but: Container[str] = ()) -> None:
     for tensor in external_tensors(proto):
         if tensor.name in but:
             continue
-        file, offset, length = reference(tensor, path)
+        file, offset, _ = reference(tensor, path)
         with file.open("rb") as stream:
             stream.seek(offset)
-            tensor.raw_data = stream.read(-1 if length is None else length)
+            tensor.raw_data = stream.read(stored_bytes(tensor, str(path)))
         del tensor.external_data[:]
         tensor.data_location = 0

@@ -42,7 +42,6 @@ def make_static(
     ranges: Mapping[str, Range],
     options: OnnxOptions,
     keep: Collection[str] = (),
-    only: Collection[str] = (),
 ) -> Any:
     """A model with weights and activations in int8.
 
@@ -51,7 +50,6 @@ def make_static(
         ranges: of its values, from `measure_ranges`.
         options: format, types, per channel.
         keep: nodes that stay in float.
-        only: if given, all nodes but these stay in float.
 
     Raises:
         UnsupportedError: onnxruntime's quantiser gives up.
@@ -74,7 +72,7 @@ def make_static(
         package.QuantType.QInt8,
         activation,
         as_tensors_data(ranges),
-        list(only),
+        list[str](),  # all nodes
         list(keep),
         sorted(operators),
         extra,
@@ -100,7 +98,6 @@ def make_dynamic(
     model: OnnxModel,
     options: OnnxOptions,
     keep: Collection[str] = (),
-    only: Collection[str] = (),
 ) -> Any:
     """A model with weights in int8 whose activations are quantised at each run.
 
@@ -122,7 +119,7 @@ def make_dynamic(
             package.QuantType.QInt8,
             package.QuantType.QUInt8,
             None,
-            list(only),
+            [],
             list(keep),
             sorted(registry.IntegerOpsRegistry),
             {"MatMulConstBOnly": True},

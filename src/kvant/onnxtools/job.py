@@ -117,13 +117,11 @@ class Job:
         if given.test is not None:
             found = opened(given.test)
             self._tests, self._held_out = found.part(found.runs)[0], True
-        if self._calibration is not None and self._tests is not None:
-            if self.level == "int8-static":
-                others = f"{self._tests.count:,} others" if self._held_out else "the same"
-                self.notes.append(
-                    f"{self._calibration.count:,} samples calibrate, {others} compare"
-                )
-        elif self.bounds:
+        fitted = self._calibration if self.level == "int8-static" else None
+        if fitted is not None and self._tests is not None:
+            others = f"{self._tests.count:,} others" if self._held_out else "the same"
+            self.notes.append(f"{fitted.count:,} samples calibrate, {others} compare")
+        if self.bounds and self._tests is None:
             raise UsageError("a bound needs data to hold on: --calibrate or --test DATA.")
         labelled = self._tests is not None and self._tests.samples.labelled
         if self.bounds.needs_labels and not labelled:
@@ -186,7 +184,7 @@ class Job:
         if self.level in WEIGHT_BITS:
             standard = has_standard_weights(model, self.options)
             return opset_needed(WEIGHT_BITS[self.level], standard=standard)
-        return 21 if self.options.activations == "uint16" else 13
+        return self.options.activations_opset
 
     def quantise(self) -> None:
         """Make the variant; with bounds, keep nodes in float until they hold.
@@ -236,13 +234,15 @@ class Job:
             part.runs,
             self.options.calibration,
             percentile=self.options.percentile,
+            codes=self.options.codes,
             threads=self.threads,
             progress=self.progress,
         )
 
     def _find_overflow(self) -> None:
-        if self._calibration is not None:
-            self._ranges = self._measured(self._calibration)
+        part = self._calibration or self._tests
+        if part is not None:
+            self._ranges = self._measured(part)
         else:
             self.steps.append("no data: values that overflow float16 were not looked for")
         kept = {known.node for known in self.kept}
@@ -281,7 +281,13 @@ class Job:
             if self.progress:
                 self.progress("comparing", done, total)
 
-        return measure_quality(self.base, self._session(proto), self._tests.batches(), told)
+        found = measure_quality(self.base, self._session(proto), self._tests.batches(), told)
+        if self.bounds.needs_labels and found.accuracy_after is None:
+            raise UsageError(
+                f"a bound on accuracy needs classes: the first output of {self.model.name} is "
+                "neither a class for each sample nor a row of scores. --max-error needs none."
+            )
+        return found
 
     def _probe(self, proto: Any) -> float:
         part = self._calibration or self._tests

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from kvant.errors import UsageError
@@ -23,6 +23,20 @@ LEVELS: Mapping[str, str] = {
 """Name and what it is."""
 
 WEIGHT_BITS = {"int8-weights": 8, "int4": 4, "int2": 2}
+
+_STATIC, _INTEGER, _WEIGHTS = ("int8-static",), ("int8-static", "int8-dynamic"), tuple(WEIGHT_BITS)
+_SERVES: Mapping[str, tuple[str, Sequence[str]]] = {
+    "format": ("--format", (*_STATIC, *_WEIGHTS)),
+    "per_channel": ("--no-per-channel", _INTEGER),
+    "calibration": ("--calibration", _STATIC),
+    "percentile": ("--percentile", _STATIC),
+    "activations": ("--activations", _STATIC),
+    "reduce_range": ("--reduce-range", _INTEGER),
+    "block": ("--block", _WEIGHTS),
+    "symmetric": ("--symmetric", _WEIGHTS),
+    "full_integer": ("full_integer", _STATIC),
+}
+"""By option: what a user calls it, and the levels that it changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +70,31 @@ class OnnxOptions:
             raise UsageError(f"--block is 16, 32, 64, 128 or 256, got {self.block}.")
         if not 50 < self.percentile <= 100:
             raise UsageError(f"--percentile is above 50, at most 100, got {self.percentile}.")
-        if self.activations != "uint8" and level != "int8-static":
-            raise UsageError(f"--activations is for int8-static, not {level}.")
+        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        for option, levels in (_SERVES[name] for name in given):
+            if level not in levels:
+                raise UsageError(f"{option} is for {', '.join(levels)}, not {level}.")
+        if "percentile" in given and self.calibration != "percentile":
+            raise UsageError("--percentile is for --calibration percentile.")
+        if self.format == "qoperator" and level in WEIGHT_BITS:
+            raise UsageError(f"--format qoperator is for int8-static, not {level}.")
+        if "block" in given and level == "int8-weights" and self.format == "qdq":
+            raise UsageError(
+                "--block is not for int8-weights with --format qdq: a scale serves a whole output."
+            )
         if self.activations == "uint16" and self.format == "qoperator":
             raise UsageError("16-bit activations need --format qdq.")
         return self
+
+    @property
+    def codes(self) -> int:
+        """How many codes an activation has."""
+        return 65536 if self.activations == "uint16" else 256
+
+    @property
+    def activations_opset(self) -> int:
+        """The least opset with activations in that many bits."""
+        return 21 if self.activations == "uint16" else 13
 
 
 def level_named(name: str) -> str:

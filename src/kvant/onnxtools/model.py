@@ -135,10 +135,10 @@ def open_model(path: str | Path) -> OnnxModel:
     check_tensors(proto, str(path))
     external = check_external(proto, path)
     _check_memory(path, size + sum(external.values()))
-    _check_by_onnx(proto, path)
-    check_tensors(proto, str(path))
+    _check_by_onnx(path)
     apart = map_external(proto, path) if sum(external.values()) >= APART_FROM else {}
     load_external(proto, path, but=apart)
+    check_tensors(proto, str(path))
     files = (path, *external)
     nbytes = size + sum(file.stat().st_size for file in external)
     model = OnnxModel(proto, path.name, path, files, nbytes, apart=apart)
@@ -162,7 +162,7 @@ def _check_memory(path: Path, needed: int) -> None:
         )
 
 
-def _check_by_onnx(proto: Any, path: Path) -> None:
+def _check_by_onnx(path: Path) -> None:
     """onnx's checker: attributes, types of fields, names. Reads the files by itself."""
     checker = onnx().checker
     try:

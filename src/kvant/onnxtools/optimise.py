@@ -37,6 +37,7 @@ def optimise_for(
     half: bool = False,
     threads: int | None = None,
     base: Session | None = None,
+    opset_needed: int = NPU_OPSETS[0],
 ) -> Preparation:
     """Optimise ``model``; the original is not changed.
 
@@ -47,6 +48,7 @@ def optimise_for(
         half: it will become float16: no operator is fused that has only float32 on processors.
         threads: processors to use.
         base: ``model`` loaded, where it is.
+        opset_needed: the least for npu; 16-bit activations need more.
 
     Returns:
         the steps' result: ``.model`` and ``.did``.
@@ -57,7 +59,7 @@ def optimise_for(
     done = Preparation(model, feeds, threads, base)
     done.simplify()
     if profile == "npu":
-        if done.raise_opset(NPU_OPSETS[0]):
+        if done.raise_opset(opset_needed):
             done.simplify()  # the converter leaves constants to fold
         done.fuse("basic", "folded and fused within standard operators (onnxruntime, basic)")
         _check_npu(done)

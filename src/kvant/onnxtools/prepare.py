@@ -7,6 +7,7 @@ step that changes what it gives, or breaks it, is undone and named.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from kvant.errors import KvantError, UnsupportedError
-from kvant.files.source import printable
+from kvant.files.source import printable, quote
+from kvant.onnxtools.compare import relative, squares
 from kvant.onnxtools.model import OnnxModel, copy_of, name_nodes, opset
 from kvant.onnxtools.packages import need, onnx
 from kvant.onnxtools.save import EXTERNAL_FROM
@@ -23,6 +25,8 @@ from kvant.onnxtools.session import Array, Feeds, Session
 
 __all__ = ["Preparation", "load_session", "made_up_feeds", "relative_change"]
 
+_MOST_MADE_UP = 1 << 26  # numbers of an input
+_MOST_DIMENSIONS = 32
 _TOLERANCE = 1e-3
 """Largest change of an output, relative to its values, that reordering float32 sums explains."""
 
@@ -143,22 +147,16 @@ def optimised(proto: Any, model: OnnxModel, level: str) -> Any:
 
 
 def relative_change(expected: list[Any], got: list[Any]) -> float:
-    """Largest RMS difference of an output, relative to the output's own; inf if shapes differ."""
+    """Largest RMS difference of an output, relative to the output's own.
+
+    Infinite where shapes differ, or NaN stands where there was a number.
+    """
     worst = 0.0
     for one, other in zip(expected, got, strict=True):
         a, b = np.asarray(one), np.asarray(other)
-        if a.shape != b.shape or a.dtype.kind not in "fiub":
-            same = a.shape == b.shape and bool((a == b).all())
-            worst = max(worst, 0.0 if same else np.inf)
-            continue
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        size = float(np.sqrt((a**2).mean())) if a.size else 0.0
-        wrong = float(np.sqrt(((a - b) ** 2).mean())) if a.size else 0.0
-        if np.isnan(a).any() and (np.isnan(a) == np.isnan(b)).all():
-            continue
-        if wrong:
-            worst = max(worst, wrong / size if size else np.inf)
-        elif np.isnan(wrong):
+        if a.dtype.kind in "fiub":
+            worst = max(worst, relative(squares(a, b)))
+        elif a.shape != b.shape or not bool((a == b).all()):
             worst = np.inf
     return worst
 
@@ -174,8 +172,8 @@ def _baseline(
     if feeds is not None:
         return feeds, session.run(feeds)
     for free in (8, 1, 2):
-        made = made_up_feeds(model, free)
         try:
+            made = made_up_feeds(model, free)
             return made, session.run(made)
         except KvantError:
             continue
@@ -183,14 +181,20 @@ def _baseline(
 
 
 def made_up_feeds(model: OnnxModel, free: int) -> dict[str, Array]:
-    """Values for one run: normal floats, ones elsewhere; free dimensions ``free``, the first 1."""
+    """Values for one run: normal floats, ones elsewhere; free dimensions ``free``, the first 1.
+
+    Raises:
+        UnsupportedError: an input is too large to be made up.
+    """
     random = np.random.default_rng(0)
     feeds = {}
     for port in model.inputs:
         shape = [
             d if isinstance(d, int) else (1 if i == 0 else free)
-            for i, d in enumerate(port.shape or (1,))
+            for i, d in enumerate((1,) if port.shape is None else port.shape)
         ]
+        if math.prod(shape) > _MOST_MADE_UP or len(shape) > _MOST_DIMENSIONS:
+            raise UnsupportedError(f"input {quote(port.name)} is {port.told()}: give data for it.")
         if port.dtype.kind == "f":
             feeds[port.name] = random.standard_normal(shape).astype(port.dtype)
         else:

@@ -47,6 +47,7 @@ def measure_ranges(
     method: Method = "minmax",
     *,
     percentile: float = 99.99,
+    codes: int = 256,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Range]:
@@ -58,6 +59,7 @@ def measure_ranges(
         runs: how many batches that is, for progress.
         method: minmax, percentile, entropy or mse (see `thresholds`).
         percentile: share of values, in percent, that the range of ``percentile`` covers.
+        codes: that a range is divided into.
         threads: processors to use.
         progress: told what is done, and how many of how many runs.
 
@@ -97,7 +99,7 @@ def measure_ranges(
     for name, count in counts.items():
         found = ranges[name]
         histogram = Histogram(count, found.low, found.high)
-        found.low, found.high = THRESHOLDS[method](histogram, percentile)
+        found.low, found.high = THRESHOLDS[method](histogram, percentile, codes)
     return ranges
 
 

@@ -16,7 +16,6 @@ import numpy.typing as npt
 __all__ = ["THRESHOLDS", "Histogram", "Method", "entropy", "mse", "percentile"]
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
-_LEVELS = 256
 _TRIALS = 64
 
 Counts = npt.NDArray[np.int64]
@@ -41,8 +40,11 @@ class Histogram:
         return self.low + index * self.width
 
 
-def percentile(histogram: Histogram, percent: float) -> tuple[float, float]:
-    """The range without the ``100 - percent`` percent of values farthest out, half at each end."""
+def percentile(histogram: Histogram, percent: float, codes: int = 256) -> tuple[float, float]:
+    """The range without the ``100 - percent`` percent of values farthest out, half at each end.
+
+    ``codes`` is not used.
+    """
     share = np.cumsum(histogram.counts) / max(1, histogram.counts.sum())
     cut = (100.0 - percent) / 200.0
     first = int(np.searchsorted(share, cut, side="right"))
@@ -50,19 +52,19 @@ def percentile(histogram: Histogram, percent: float) -> tuple[float, float]:
     return min(histogram.edge(first), 0.0), max(histogram.edge(last + 1), 0.0)
 
 
-def entropy(histogram: Histogram, percent: float = 0.0) -> tuple[float, float]:
+def entropy(histogram: Histogram, percent: float = 0.0, codes: int = 256) -> tuple[float, float]:
     """The range whose quantised distribution diverges least from the clipped one (KL).
 
     NVIDIA's calibration (S. Migacz, "8-bit inference with TensorRT", GTC 2017), for a range that
-    need not be symmetric: a threshold cuts both ends at the same distance from zero, and 256 codes
-    cover what is left. ``percent`` is not used.
+    need not be symmetric: a threshold cuts both ends at the same distance from zero, and ``codes``
+    cover what is left; all, where there are more codes than bins. ``percent`` is not used.
     """
     best, chosen = np.inf, (histogram.low, histogram.high)
     counts = _without_zeros(histogram)
     for first, last in _cuts(histogram):
-        if last - first < _LEVELS:
+        if last - first < codes:
             continue
-        divergence = _divergence(counts, first, last)
+        divergence = _divergence(counts, first, last, codes)
         if divergence < best:
             best, chosen = divergence, (histogram.edge(first), histogram.edge(last))
     return min(chosen[0], 0.0), max(chosen[1], 0.0)
@@ -91,18 +93,18 @@ def _cuts(histogram: Histogram) -> list[tuple[int, int]]:
     return cuts
 
 
-def _divergence(counts: Counts, first: int, last: int) -> float:
-    """KL divergence of the clipped distribution from its form in 256 codes."""
+def _divergence(counts: Counts, first: int, last: int, codes: int) -> float:
+    """KL divergence of the clipped distribution from its form in ``codes``."""
     inside = counts[first:last].astype(np.float64)
     clipped = inside.copy()
     clipped[0] += counts[:first].sum()
     clipped[-1] += counts[last:].sum()
     size = len(inside)
-    code = np.arange(size) * _LEVELS // size
+    code = np.arange(size) * codes // size
     filled = clipped > 0
-    total = np.bincount(code, inside, _LEVELS)
-    holders = np.bincount(code, filled, _LEVELS)
-    spread = np.divide(total, holders, out=np.zeros(_LEVELS), where=holders > 0)
+    total = np.bincount(code, inside, codes)
+    holders = np.bincount(code, filled, codes)
+    spread = np.divide(total, holders, out=np.zeros(codes), where=holders > 0)
     quantised = np.where(filled, spread[code], 0.0)
     if quantised.sum() == 0:
         return np.inf
@@ -112,8 +114,8 @@ def _divergence(counts: Counts, first: int, last: int) -> float:
     return float((p[filled] * np.log(p[filled] / q[filled])).sum())
 
 
-def mse(histogram: Histogram, percent: float = 0.0) -> tuple[float, float]:
-    """The range whose 256 codes have the least mean squared error, rounding and clipping together.
+def mse(histogram: Histogram, percent: float = 0.0, codes: int = 256) -> tuple[float, float]:
+    """The range whose ``codes`` have the least mean squared error, rounding and clipping together.
 
     Each end is moved in turn over 64 places, twice. ``percent`` is not used.
     """
@@ -125,16 +127,16 @@ def mse(histogram: Histogram, percent: float = 0.0) -> tuple[float, float]:
     shares = [step / _TRIALS for step in range(1, _TRIALS + 1)]
     for _ in range(2):
         if histogram.high > 0:
-            errors = [_error(counts, places, low, histogram.high * s) for s in shares]
+            errors = [_error(counts, places, low, histogram.high * s, codes) for s in shares]
             high = histogram.high * shares[int(np.argmin(errors))]
         if histogram.low < 0:
-            errors = [_error(counts, places, histogram.low * s, high) for s in shares]
+            errors = [_error(counts, places, histogram.low * s, high, codes) for s in shares]
             low = histogram.low * shares[int(np.argmin(errors))]
     return low, high
 
 
-def _error(counts: Floats, centres: Floats, low: float, high: float) -> float:
-    step = (high - low) / (_LEVELS - 1)
+def _error(counts: Floats, centres: Floats, low: float, high: float, codes: int) -> float:
+    step = (high - low) / (codes - 1)
     if step <= 0:
         return np.inf
     rounded = low + np.rint((np.clip(centres, low, high) - low) / step) * step
@@ -142,7 +144,7 @@ def _error(counts: Floats, centres: Floats, low: float, high: float) -> float:
     return float((counts * (centres - rounded) ** 2).sum())
 
 
-THRESHOLDS: dict[str, Callable[[Histogram, float], tuple[float, float]]] = {
+THRESHOLDS: dict[str, Callable[[Histogram, float, int], tuple[float, float]]] = {
     "percentile": percentile,
     "entropy": entropy,
     "mse": mse,

@@ -9,7 +9,8 @@
     llama_cpp.py    GGUF files, by llama.cpp
     artefact.py     what lies at a path, and what is known of it
     choice.py       which of them runs what
-    stepping.py     what the last three have in common
+    stepping.py     what onnxruntime, mlx and llama_cpp have in common
+    onnxruntime_genai.py  ONNX folders for serving, in turns (genai_config.py: what it may not say)
 
 All keep the protocol `kvant.evaluation.Runner`, which knows none of them. Each package of others
 is imported in one of these files only, and only when a model is loaded with it.

@@ -28,6 +28,7 @@ from kvant.errors import (
     UnsupportedError,
 )
 from kvant.files.config_json import read_json
+from kvant.runtimes.genai_config import refuse_foreign
 from kvant.tokenizer.build import Tokenizer
 
 __all__ = ["GenaiBatch", "GenaiFolder"]
@@ -49,7 +50,7 @@ class GenaiFolder:
 
         Raises:
             InputError: it is not there.
-            FileFormatError: it does not say what is needed.
+            FileFormatError: it does not say what is needed, or names libraries or files elsewhere.
         """
         file = path / "genai_config.json"
         config: Any = read_json(file)
@@ -66,6 +67,7 @@ class GenaiFolder:
                 f"{file}: expected model.vocab_size and model.context_length, and whole numbers in "
                 "model.decoder. Make the folder again."
             )
+        refuse_foreign(config, file)
         vocab, context, layers, heads, size = numbers
         files = [p for p in path.iterdir() if p.suffix in (".onnx", ".data")]
         weights = sum(p.stat().st_size for p in files)

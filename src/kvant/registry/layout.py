@@ -195,8 +195,9 @@ class Layout:
             return digest_of(raw), [Listed.from_entry(entry) for entry in body["manifests"]]  # type: ignore[index]
         except (FileFormatError, KeyError, TypeError, ValueError):
             raise FileFormatError(
-                f"{self.index_file}: is no index of an OCI image layout. Move it away and pull the "
-                "models again; their blobs are kept."
+                f"{self.index_file}: expected an OCI image layout's index of at most {_MOST_INDEX} "
+                "bytes, got something else. Move it away and pull the models again; their blobs "
+                "are kept."
             ) from None
 
     def manifest(self, listed: Listed) -> Manifest:

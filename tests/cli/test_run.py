@@ -91,6 +91,10 @@ def test_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run("run", "demo")
     assert found.status == 1
     assert found.err.startswith("kvant: Standard input is empty")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\udcffb"))  # as a byte 0xff is read
+    found = run("run", "demo")
+    assert found.status == 1
+    assert "got byte 0xff" in found.err
     monkeypatch.setattr(sys, "stdin", None)
     assert "standard input is closed" in run("run", "demo").err
 

@@ -209,7 +209,7 @@ def test_the_database_is_only_a_copy(store: Store, gguf: Path) -> None:
     index.write_text(json.dumps(body))
     assert [e.name for e in store.list()] == ["renamed:1"]
     index.write_text("{")
-    with pytest.raises(FileFormatError):
+    with pytest.raises(FileFormatError, match="Move it away and pull the models again"):
         store.list()
 
 

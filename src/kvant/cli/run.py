@@ -230,6 +230,11 @@ def _prompt(arguments: argparse.Namespace) -> str | None:
             f"Standard input should be text in {error.encoding}, got byte "
             f"0x{error.object[error.start]:02x}. Convert it first."
         ) from None
+    if odd := next((c for c in text if "\udc80" <= c <= "\udcff"), None):  # as some locales read it
+        raise UsageError(
+            f"Standard input should be text in {sys.stdin.encoding}, got byte "
+            f"0x{ord(odd) - 0xDC00:02x}. Convert it first."
+        )
     # What `echo` and editors put at the end is not part of the text to continue.
     text = text.removesuffix("\n").removesuffix("\r")
     if not text:

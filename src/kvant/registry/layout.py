@@ -190,13 +190,14 @@ class Layout:
             return "", []
         except OSError as error:
             raise FileFormatError(f"{self.index_file}: cannot be read: {error.strerror}.") from None
-        body = parse_json(raw, str(self.index_file), _MOST_INDEX)
         try:
+            body = parse_json(raw, str(self.index_file), _MOST_INDEX)
             return digest_of(raw), [Listed.from_entry(entry) for entry in body["manifests"]]  # type: ignore[index]
-        except (KeyError, TypeError, ValueError):
+        except (FileFormatError, KeyError, TypeError, ValueError):
             raise FileFormatError(
-                f"{self.index_file}: is no index of an OCI image layout. Move it away and pull the "
-                "models again; their blobs are kept."
+                f"{self.index_file}: expected an OCI image layout's index of at most {_MOST_INDEX} "
+                "bytes, got something else. Move it away and pull the models again; their blobs "
+                "are kept."
             ) from None
 
     def manifest(self, listed: Listed) -> Manifest:
@@ -382,5 +383,5 @@ def _not_written(path: Path, error: OSError) -> OutputError:
         errno.EDQUOT: "the disk quota is used up; free some space",
         errno.EACCES: "no permission to write there; check its owner, or set KVANT_HOME",
         errno.EROFS: "its file system is read-only; set KVANT_HOME to a folder elsewhere",
-    }.get(error.errno or 0, str(error))
+    }.get(error.errno or 0, error.strerror or str(error))
     return OutputError(f"{path}: the store cannot be written: {reason}.")

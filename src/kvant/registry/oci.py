@@ -212,7 +212,8 @@ class Registry:
                 raise self._failed(answer, f"{self.host}: the upload cannot go on")
             _, _, last = answer.headers.get("range", "").partition("-")
             new = self._location(answer) if "location" in answer.headers else place
-        return new, int(last) + 1 if last.isdigit() and int(last) > 0 else at
+        known = last.isascii() and last.isdecimal() and len(last) < 20 and int(last) > 0
+        return new, int(last) + 1 if known else at
 
     def _finish(self, place: str, blob: Descriptor, body: bytes | Body, length: int) -> None:
         joint = "&" if "?" in place else "?"

@@ -21,7 +21,14 @@ from kvant.quant.allocate import Choice, Front, Item, Mixture
 from kvant.quant.assign import parse_override
 from kvant.quant.mixture import mixture_recipe
 from kvant.quant.recipe import Recipe
-from kvant.tuning.candidates import FAST, candidates, choose_packings, matrices, stored_as
+from kvant.tuning.candidates import (
+    FAST,
+    candidates,
+    choose_packings,
+    matrices,
+    packing_candidates,
+    stored_as,
+)
 from kvant.tuning.sensitivity import EffortName, Progress, Sensitivity, measure_costs
 from kvant.units import size_text
 
@@ -163,7 +170,7 @@ def search_budgets(
     effort_of(effort)  # raises where there is none
     sensitivity = measure_costs(
         checkpoint,
-        choose_packings(packings),
+        packing_candidates(checkpoint, choose_packings(packings)),
         effort=effort,
         tokens=None if chunks is None else chunks.ids.reshape(-1),
         importance=importance,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvant.cli import show
 from kvant.cli.artefact import print_artefact
-from kvant.cli.options import byte_size
+from kvant.cli.options import byte_size, target_settings
 from kvant.errors import UsageError
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def run_budget(arguments: argparse.Namespace) -> int:
         fitted = quantize_within(
             arguments.source,
             arguments.output,
+            to=arguments.to,
             fit=arguments.fit,
             bpw=arguments.bpw,
             max_kld=arguments.max_kld,
@@ -102,6 +103,9 @@ def run_budget(arguments: argparse.Namespace) -> int:
             lora=arguments.lora,
             validation=arguments.validation,
             tensors=arguments.tensor,
+            dtype=arguments.dtype,
+            settings=target_settings(arguments.set),
+            verify=arguments.verify,
             save_recipe=arguments.save_recipe,
             threads=arguments.threads,
             split_size=arguments.split_size,

@@ -102,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
     budget = check_budgets(arguments)
     if arguments.to != "gguf":
         _refuse_of_gguf(arguments, budget=budget)
-    elif budget:
+    if budget:
         return run_budget(arguments)
     effort: Literal["fast", "balanced", "best"] = arguments.effort or "fast"
     if effort == "fast":
@@ -146,8 +146,7 @@ def _refuse_of_gguf(arguments: argparse.Namespace, *, budget: bool) -> None:
         UsageError: names the option.
     """
     given = {
-        "a budget": budget,
-        "--save-recipe": arguments.save_recipe,
+        "--save-recipe": arguments.save_recipe and not budget,
         "--pre-tokenizer": arguments.pre_tokenizer,
         "--evidence": arguments.evidence,
     }

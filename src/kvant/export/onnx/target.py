@@ -11,14 +11,21 @@ import numpy as np
 from kvant.checkpoint import Checkpoint
 from kvant.errors import UnsupportedError, UsageError
 from kvant.export.folder import refuse_source
-from kvant.export.onnx.levels import LEVELS, assigned
+from kvant.export.onnx.levels import LEVELS, assigned, choices
 from kvant.export.onnx.model import DATA_FILE, MODEL_FILE
 from kvant.export.onnx.plan import OnnxPlan, plan_onnx, refuse_unsupported
 from kvant.export.onnx.sidecar import sidecar_files
 from kvant.export.onnx.stream import stream
 from kvant.export.onnx.verify import check_onnx
 from kvant.export.onnx.weights import BlockRows, Job
-from kvant.export.target import Level, TargetOptions, TargetResult, TensorLevel, find_level
+from kvant.export.target import (
+    Choices,
+    Level,
+    TargetOptions,
+    TargetResult,
+    TensorLevel,
+    find_level,
+)
 from kvant.files.atomic import AtomicFile
 from kvant.files.atomic_folder import AtomicFolder
 from kvant.packing.groups import Groups
@@ -40,6 +47,13 @@ class OnnxTarget:
     def levels(self) -> Sequence[Level]:
         """See `Target.levels`."""
         return LEVELS
+
+    def choices(
+        self, checkpoint: Checkpoint, levels: Sequence[str], options: TargetOptions
+    ) -> Choices:
+        """See `Target.choices`."""
+        refuse_unsupported(checkpoint)
+        return choices(checkpoint, levels, 2 if options.dtype == "float16" else 4)
 
     def write(
         self, checkpoint: Checkpoint, out: Path, level: str | None, options: TargetOptions
@@ -89,7 +103,7 @@ class OnnxTarget:
             raise UsageError("Target onnx writes one data file; leave --split-size away.")
         chosen = None if level is None else find_level(self, level).name
         refuse_unsupported(checkpoint)
-        grids, notes = assigned(checkpoint.graph, chosen, options.overrides)
+        grids, notes = assigned(checkpoint.graph, chosen, options.overrides, options.mixture)
         plan = plan_onnx(
             checkpoint,
             grids,

@@ -203,23 +203,47 @@ def test_experts_of_all_layers_share_a_scheme(tmp_path: Path) -> None:
     assert {v for n, v in levels.items() if "ffn_gate_inp" in n} == {"8bit"}
 
 
-def test_measured_budgets_and_divergence(tmp_path: Path) -> None:
-    """The whole way, on a text: what is measured is kept, and costs are those of the levels."""
-    model = make_folder(tmp_path / "m", SMALL, dtype="BF16")
-    text = tmp_path / "text.txt"
-    text.write_text("It was a bright cold day in April, and the clocks were striking. " * 60)
-    found = kvant.quantize_within(
-        model, tmp_path / "a", to="mlx", max_kld=0.002, texts=[text], validation=text
-    )
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("It was a bright cold day in April, and the clocks were striking. " * 60)
+    return path
+
+
+def test_divergence_is_kept(model: Path, text: Path, tmp_path: Path) -> None:
+    found = made(model, "mlx", tmp_path / "a", max_kld=0.002, validation=text)
     assert found.measured is not None
     assert found.measured.kld is not None
     assert found.measured.kld <= 0.002
     kept = kvant.evaluate(tmp_path / "a", model, text=text)[1]
     assert kept.kld == found.measured.kld
+
+
+def test_levels_are_measured(text: Path, tmp_path: Path) -> None:
+    """On a text; and the model is then written by what its linears are fed."""
+    config = {**SMALL, "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}
+    model = make_folder(tmp_path / "m", config, dtype="BF16")
+    kvant.quantize(
+        *(model, None, tmp_path / "a"),
+        to="mlx",
+        bpw=4,
+        texts=[text],
+        save_recipe=tmp_path / "r.json",
+    )
+    found = kvant.quantize_within(model, tmp_path / "b", to="mlx", bpw=4, texts=[text])
     for t in found.sensitivity.tensors:
         assert t.costs["8bit-g32"] < t.costs["4bit"] < t.costs["2bit"]
         assert t.costs[FLOAT] == 0
         assert len(t.measured) == 1
+    kvant.quantize(
+        *(model, str(tmp_path / "r.json"), tmp_path / "c"),
+        to="mlx",
+        effort="balanced",
+        texts=[text],
+    )
+    weights = "model.safetensors"
+    for other in ("b", "c"):
+        assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / other / weights).read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from checkpoint.small_models import CONFIGS, write_folder
 from export.test_hf_folders import our_logits, their_logits
 from kvant.api.targets import write_target
 from kvant.checkpoint import open_checkpoint
-from kvant.errors import UnsupportedError
+from kvant.errors import UnsupportedError, UsageError
 from kvant.export.vllm.levels import SCHEMES
 from oracles.models import LLAMA, make_folder
 
@@ -79,11 +79,17 @@ def layers_agree(folder: Path) -> None:
 
 def test_what_config_json_says(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", {**CONFIGS["qwen3moe"], "hidden_size": 64})
+    with pytest.raises(UsageError, match=r"stored alike, got .*attn_k\.weight=float"):
+        kvant.quantize(source, "w4a16-g32", tmp_path / "out", to="vllm", tensors=["attn_k=float"])
     artefact = kvant.quantize(
-        source, "w4a16-g32", tmp_path / "out", to="vllm", tensors=["attn_v=w8a16", "attn_k=float"]
+        source,
+        "w4a16-g32",
+        tmp_path / "out",
+        to="vllm",
+        tensors=["attn_[qkv]=w8a16", "blk.1.attn_output=float"],
     )
     (joined,) = [note for note in artefact.notes if "refuses to load different levels" in note]
-    assert "blk.0.attn_k.weight, blk.0.attn_q.weight, blk.0.attn_v.weight (and 3 more)" in joined
+    assert "blk.0.ffn_down_exps.weight, blk.0.ffn_gate_exps.weight" in joined
     said: dict[str, Any] = json.loads((tmp_path / "out" / "config.json").read_text())
     config = said["quantization_config"]
     assert config["quant_method"] == "compressed-tensors"
@@ -95,15 +101,20 @@ def test_what_config_json_says(tmp_path: Path) -> None:
     assert usual["input_activations"] is None
     other = config["config_groups"]["group_1"]
     assert other["weights"]["strategy"] == "channel"
-    assert other["targets"] == [rf"re:^model\.layers\.{i}\.self_attn\.v_proj$" for i in range(2)]
+    names = [
+        rf"re:^model\.layers\.{i}\.self_attn\.{part}$"
+        for i in range(2)
+        for part in ("qkv_proj", "q_proj", "k_proj", "v_proj")
+    ]
+    assert sorted(other["targets"]) == sorted(names)
     assert config["ignore"][0] == "lm_head"
     assert "model.layers.0.mlp.gate" in config["ignore"]
-    assert "model.layers.1.self_attn.k_proj" in config["ignore"]
+    assert "model.layers.1.self_attn.o_proj" in config["ignore"]
     # Rows of experts' down projections have 48 weights.
     assert "model.layers.0.mlp.experts.3.down_proj" in config["ignore"]
     model = open_checkpoint(tmp_path / "out")
     assert model.weights["blk.0.attn_v.weight"].stored.stored_as == "compressed-tensors 8 bits"
-    assert model.weights["blk.0.attn_q.weight"].stored.stored_as == "compressed-tensors 4 bits"
+    assert model.weights["blk.0.attn_output.weight"].stored.stored_as == "compressed-tensors 4 bits"
 
 
 def test_models_without_linears_are_refused(tmp_path: Path) -> None:

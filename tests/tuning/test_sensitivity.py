@@ -11,8 +11,9 @@ from kvant.checkpoint import Checkpoint, open_checkpoint
 from kvant.engine import load_engine
 from kvant.errors import UsageError
 from kvant.quant.allocate import Front
+from kvant.quant.candidate import Candidate
 from kvant.tuning import sensitivity
-from kvant.tuning.candidates import choose_packings
+from kvant.tuning.candidates import choose_packings, packing_candidates
 from kvant.tuning.priors import prior
 from kvant.tuning.probe import Probe, Replacement, chunks_of
 from kvant.tuning.rounding import packed_rows
@@ -23,6 +24,10 @@ DEEP = {**LLAMA, "num_hidden_layers": 6, "intermediate_size": 256, "vocab_size":
 TOKENS = np.random.default_rng(0).integers(0, 290, 8192).astype(np.int32)
 
 
+def ways(source: Checkpoint, *names: str) -> dict[str, tuple[Candidate, ...]]:
+    return packing_candidates(source, choose_packings(names or ("fast",)))
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("costs") / "m"
@@ -31,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def found(source: Checkpoint) -> Sensitivity:
-    return measure_costs(source, choose_packings(), tokens=TOKENS, threads=2)
+    return measure_costs(source, ways(source), tokens=TOKENS, threads=2)
 
 
 def test_every_matrix_has_a_row(source: Checkpoint, found: Sensitivity) -> None:
@@ -64,13 +69,13 @@ def test_whole_variants_lose_what_the_table_says(source: Checkpoint, found: Sens
 
 
 def test_the_same_for_any_number_of_threads(source: Checkpoint, found: Sensitivity) -> None:
-    again = measure_costs(source, choose_packings(), tokens=TOKENS, threads=1)
+    again = measure_costs(source, ways(source), tokens=TOKENS, threads=1)
     assert [t.to_json() for t in again.tensors] == [t.to_json() for t in found.tensors]
 
 
 def test_fast_runs_nothing(source: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(sensitivity, "load_engine")
-    found = measure_costs(source, choose_packings(), effort="fast", threads=2)
+    found = measure_costs(source, ways(source), effort="fast", threads=2)
     assert (found.tokens, found.passes) == (0, 0)
     rows = {t.name: t for t in found.tensors}
     assert rows["blk.0.attn_v.weight"].coefficient > rows["blk.3.attn_v.weight"].coefficient
@@ -78,8 +83,9 @@ def test_fast_runs_nothing(source: Checkpoint, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_best_measures_at_two_packings(source: Checkpoint) -> None:
-    packings = choose_packings(("Q2_K", "Q4_K", "Q6_K"))
-    found = measure_costs(source, packings, effort="best", tokens=TOKENS[:1024], threads=2)
+    found = measure_costs(
+        source, ways(source, "Q2_K", "Q4_K", "Q6_K"), effort="best", tokens=TOKENS[:1024], threads=2
+    )
     for t in found.tensors:
         assert set(t.measured) == {"Q2_K", "Q4_K"}
         low, high = sorted(t.measured[p] / t.errors[p] for p in t.measured)
@@ -90,10 +96,10 @@ def test_large_models_are_measured_in_groups(
     source: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neighbouring layers together, the outermost alone, and what is too much is still done."""
-    whole = measure_costs(source, choose_packings(), tokens=TOKENS, threads=2)
+    whole = measure_costs(source, ways(source), tokens=TOKENS, threads=2)
     for operations in (whole.passes * 1e8, 1.0):
         monkeypatch.setitem(sensitivity._OPERATIONS, "balanced", operations)
-        found = measure_costs(source, choose_packings(), tokens=TOKENS, threads=2)
+        found = measure_costs(source, ways(source), tokens=TOKENS, threads=2)
         assert found.passes < whole.passes
         assert found.tokens <= whole.tokens
         rows = {t.name: t for t in found.tensors}
@@ -108,7 +114,7 @@ def test_large_models_are_measured_in_groups(
 def test_short_contexts(tmp_path: Path) -> None:
     config = {**LLAMA, "hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 40}
     source = open_checkpoint(make_folder(tmp_path / "m", config, dtype="F16"))
-    found = measure_costs(source, choose_packings(), tokens=TOKENS[:500], threads=1)
+    found = measure_costs(source, ways(source), tokens=TOKENS[:500], threads=1)
     assert found.tokens == 480
     down = next(t for t in found.tensors if t.role == "ffn_down")
     assert set(down.errors) == {"IQ4_NL", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16"}
@@ -118,8 +124,8 @@ def test_short_contexts(tmp_path: Path) -> None:
 def test_encoders_have_nothing_to_be_measured_by(tmp_path: Path) -> None:
     source = open_checkpoint(make_folder(tmp_path / "m", BERT, dtype="F32", tokenizer=False))
     with pytest.raises(UsageError, match="--effort fast"):
-        measure_costs(source, choose_packings(), tokens=TOKENS, threads=1)
-    assert measure_costs(source, choose_packings(), effort="fast", threads=1).tensors
+        measure_costs(source, ways(source), tokens=TOKENS, threads=1)
+    assert measure_costs(source, ways(source), effort="fast", threads=1).tensors
 
 
 def test_priors() -> None:

@@ -17,17 +17,25 @@ from kvant.errors import UsageError
 from kvant.evidence import Making
 from kvant.export.gguf.plan import ModelKeys, Plan, model_shape, model_slots, plan_export
 from kvant.packing import get
-from kvant.quant.allocate import Choice, Front, Item, Mixture
+from kvant.quant.allocate import Choice, Front, Item, Mixture, NotReachableError
 from kvant.quant.assign import parse_override
 from kvant.quant.mixture import mixture_recipe
 from kvant.quant.recipe import Recipe
-from kvant.tuning.candidates import FAST, candidates, choose_packings, matrices, stored_as
+from kvant.tuning.candidates import (
+    FAST,
+    candidates,
+    choose_packings,
+    matrices,
+    packing_candidates,
+    stored_as,
+)
 from kvant.tuning.sensitivity import EffortName, Progress, Sensitivity, measure_costs
 from kvant.units import size_text
 
 __all__ = [
     "BudgetSearch",
     "collected",
+    "largest_within",
     "named",
     "pinned_by",
     "placeholder",
@@ -97,22 +105,14 @@ class BudgetSearch:
         Raises:
             UsageError: there is none; the smallest possible is stated.
         """
-        least = self.front.within_bytes(self.front.least_bytes)
-        plan = self.make_plan(self.recipe(least))
-        if plan.size > nbytes:
-            raise too_small(self.checkpoint, nbytes, plan.size)
-        # The header's length depends a little on what is chosen, so the room for tensors is found
-        # by trying; whatever is taken has been planned to the byte.
-        best, room = least, least.nbytes + nbytes - plan.size
-        for _ in range(_ROUNDS):
-            found = self.front.within_bytes(max(room, self.front.least_bytes))
-            size = self.make_plan(self.recipe(found)).size
-            if size <= nbytes:
-                if found.cost >= best.cost and best is not least:
-                    break
-                best, room = found, max(room + 1, found.nbytes + nbytes - size)
-            else:
-                room = min(found.nbytes - 1, room - (size - nbytes))
+
+        def size(mixture: Mixture) -> int:
+            return self.make_plan(self.recipe(mixture)).size
+
+        try:
+            best = largest_within(self.front, size, nbytes)
+        except NotReachableError as error:
+            raise too_small(self.checkpoint, nbytes, int(error.least)) from None
         return self.recipe(best), best
 
     def bits(self, bpw: float) -> tuple[Recipe, Mixture]:
@@ -129,6 +129,32 @@ class BudgetSearch:
             raise too_few_bits(self.checkpoint, bpw, plan.bits_per_weight)
         found = self.front.within_bytes(room)
         return self.recipe(found), found
+
+
+def largest_within(front: Front, size: Callable[[Mixture], int], budget: int) -> Mixture:
+    """The best mixture found whose files have a ``size`` of at most ``budget`` bytes.
+
+    Headers and padding depend a little on what is chosen, so the room for tensors is found by
+    trying; whatever is taken has been planned to the byte.
+
+    Raises:
+        NotReachableError: even the smallest takes more.
+    """
+    least = front.within_bytes(front.least_bytes)
+    taken = size(least)
+    if taken > budget:
+        raise NotReachableError("bytes", budget, taken)
+    best, room = least, least.nbytes + budget - taken
+    for _ in range(_ROUNDS):
+        found = front.within_bytes(max(room, front.least_bytes))
+        taken = size(found)
+        if taken <= budget:
+            if found.cost >= best.cost and best is not least:
+                break
+            best, room = found, max(room + 1, found.nbytes + budget - taken)
+        else:
+            room = min(found.nbytes - 1, room - (taken - budget))
+    return best
 
 
 def search_budgets(
@@ -163,7 +189,7 @@ def search_budgets(
     effort_of(effort)  # raises where there is none
     sensitivity = measure_costs(
         checkpoint,
-        choose_packings(packings),
+        packing_candidates(checkpoint, choose_packings(packings)),
         effort=effort,
         tokens=None if chunks is None else chunks.ids.reshape(-1),
         importance=importance,

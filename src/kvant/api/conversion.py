@@ -111,17 +111,20 @@ def convert(
 
 def quantize(
     source: Source,
-    recipe: str | Recipe,
+    recipe: str | Recipe | None = None,
     output: Source | None = None,
     *,
     to: str = "gguf",
+    fit: int | None = None,
+    bpw: float | None = None,
+    max_kld: float | None = None,
     dtype: str | None = None,
     threads: int | None = None,
     tensors: Sequence[str] = (),
     importance: Source | Importance | None = None,
     lora: Source | None = None,
     save_recipe: Source | None = None,
-    effort: EffortName = "fast",
+    effort: EffortName | None = None,
     texts: Sequence[Source | tuple[Source, float]] = (),
     tokens: int | None = None,
     max_memory: int | None = None,
@@ -148,6 +151,8 @@ def quantize(
             current folder.
         to: ``gguf``, or another target (`kvant.api.targets`): then ``recipe`` is one of its levels,
             and ``output`` a folder.
+        fit, bpw, max_kld: a budget instead of a recipe, as for `quantize_within`, which says more
+            about what it did.
         dtype: for other targets, of what is not quantised; by default the source's.
         threads: processors to use; the bytes do not depend on it.
         tensors: ``REGEX=PACKING`` texts that go before the recipe.
@@ -155,7 +160,7 @@ def quantize(
             it (llama.cpp's imatrix files too): scales are chosen for the least weighted error.
         lora: folder of a PEFT adapter that is merged into the weights while they are read.
         save_recipe: file to write the recipe to, as JSON.
-        effort: ``"fast"``, ``"balanced"`` or ``"best"``.
+        effort: ``"fast"``, ``"balanced"`` or ``"best"``; by default fast, with a budget balanced.
         texts: what the model is run over, as for `calibrate`; not for ``fast``.
         tokens: of all texts together; by default 65,536, or as many as the texts allow.
         max_memory: most bytes for hidden states; what is more goes to a scratch file.
@@ -177,6 +182,41 @@ def quantize(
             is of another model, or its file damaged.
         OutputError: the output exists or cannot be written. Nothing is left behind.
     """
+    if not (fit is bpw is max_kld is None):
+        if any(given is not None for given in (recipe, tokens, max_memory, making)):
+            raise UsageError(
+                "A budget takes the place of a recipe, and goes with neither tokens, max_memory "
+                "nor making; leave one of them out."
+            )
+        from kvant.api.within import quantize_within
+
+        return quantize_within(
+            source,
+            output,
+            to=to,
+            fit=fit,
+            bpw=bpw,
+            max_kld=max_kld,
+            effort=effort or "balanced",
+            texts=texts,
+            importance=importance,
+            lora=lora,
+            tensors=tensors,
+            dtype=dtype,
+            settings=settings,
+            verify=verify,
+            save_recipe=save_recipe,
+            threads=threads,
+            split_size=split_size,
+            pre_tokenizer=pre_tokenizer,
+            evidence=evidence,
+            force=force,
+            dry_run=dry_run,
+            progress=None if progress is None else lambda what, i, n: progress(i, n, what),
+        ).artefact
+    if recipe is None:
+        raise UsageError("Give a recipe, or a budget: fit, bpw or max_kld.")
+    effort = effort or "fast"
     if to != "gguf":
         from kvant.api.targets import write_target
 

@@ -18,6 +18,7 @@ from kvant.calibration.texts import Chunks
 from kvant.checkpoint import Checkpoint
 from kvant.engine import load_engine
 from kvant.errors import UsageError
+from kvant.export.mixture import LevelMixture, read_mixture
 from kvant.export.target import (
     TARGETS,
     Dtype,
@@ -30,10 +31,12 @@ from kvant.export.target import (
 )
 from kvant.files.atomic_folder import AtomicFolder
 from kvant.packing.groups import Groups
+from kvant.quant.candidate import FLOAT
 from kvant.quant.methods import METHODS, Quantised
+from kvant.quant.recipe_file import is_recipe_file
 from kvant.tuning.layerwise import Layerwise, quantise_grids
 
-__all__ = ["TARGETS", "TARGET_DTYPES", "target_levels", "write_target"]
+__all__ = ["TARGETS", "TARGET_DTYPES", "dtype_of", "target_levels", "write_target"]
 
 TARGET_DTYPES: Mapping[str, Dtype] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 """What the command line calls dtypes."""
@@ -51,7 +54,7 @@ def target_levels(name: str) -> Sequence[Level]:
 def write_target(
     source: Source,
     to: str,
-    level: str | None,
+    level: str | LevelMixture | None,
     output: Source | None = None,
     *,
     dtype: str | None = None,
@@ -75,7 +78,8 @@ def write_target(
     Args:
         source: ``demo``, a Hugging Face folder (MLX's and vLLM's too) or a GGUF file.
         to: the target's name.
-        level: one of `target_levels`.
+        level: one of `target_levels`, a mixture of them, or the file of one (its name ends in
+            .json).
         output: the folder to make; by default the conventional name in the current folder.
         dtype: ``float32``, ``float16`` or ``bfloat16`` (or f32, f16, bf16) for all that is not
             quantised; by default the source's.
@@ -100,16 +104,24 @@ def write_target(
         OutputError: the folder exists or cannot be written. Nothing is left behind.
     """
     target = find_target(to)
-    if level is not None:
+    mixture = _mixture_of(level, to)
+    if isinstance(level, str) and mixture is None:
         level = find_level(target, level).name
     how = effort_of(effort)
     if level is None and (texts or tokens is not None or importance is not None):
         raise UsageError("A text or importance is for quantised models; give a level, too.")
     refuse_texts(how, texts, tokens, max_memory)
     checkpoint = open_source(source, lora)
+    name = level if isinstance(level, str) else None
+    if mixture is not None:
+        name, level = mixture.name, mixture.usual(checkpoint)
+        for other in sorted(set(mixture.levels.values()) - {FLOAT}):
+            find_level(target, other)
+    assert not isinstance(level, LevelMixture)
     options = TargetOptions(
-        dtype=_dtype(dtype),
+        dtype=dtype_of(dtype),
         overrides=tuple(tensors),
+        mixture={} if mixture is None else mixture.levels,
         threads=threads_or_default(threads),
         max_memory=max_memory,
         split_size=split_size,
@@ -119,17 +131,28 @@ def write_target(
         progress=progress,
         settings=dict(settings or {}),
     )
-    out = _output(checkpoint, to, level or options.dtype or "", output)
+    out = _output(checkpoint, to, name or options.dtype or "", output)
     if level is not None and not dry_run:
         # What the target cannot hold, or a name that is taken, is said before calibration begins.
         target.write(checkpoint, out, level, replace(options, dry_run=True))
         AtomicFolder(out, force=force).check()
         options = _calibrated(checkpoint, options, how, importance, texts, tokens, out)
     result = target.write(checkpoint, out, level, options)
-    return _artefact(checkpoint, result, level or options.dtype or "floats")
+    return _artefact(checkpoint, result, name or options.dtype or "floats")
 
 
-def _dtype(name: str | None) -> Dtype | None:
+def _mixture_of(level: str | LevelMixture | None, to: str) -> LevelMixture | None:
+    if isinstance(level, str) and is_recipe_file(level):
+        return read_mixture(level, to)
+    return level if isinstance(level, LevelMixture) else None
+
+
+def dtype_of(name: str | None) -> Dtype | None:
+    """A dtype by either of its names.
+
+    Raises:
+        UsageError: there is no such dtype.
+    """
     if name is None:
         return None
     found = TARGET_DTYPES.get(name.lower(), name.lower())

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvant.api.artefact import Artefact
 from kvant.api.budget import (
-    BudgetSearch,
     collected,
-    named,
     pinned_by,
     placeholder,
     plan_maker,
@@ -25,8 +22,9 @@ from kvant.api.calibration import calibration_chunks
 from kvant.api.conversion import check_outputs, importance_of, quantize
 from kvant.api.effort import effort_of, making_of, refuse_texts
 from kvant.api.evidence import measures_by_default
-from kvant.api.measurement import evaluate
 from kvant.api.source import Source, open_source, threads_or_default
+from kvant.api.target_budget import quantize_target_within
+from kvant.api.trials import Trials
 from kvant.api.without_effect import refuse_without_effect
 from kvant.calibration import Importance
 from kvant.errors import UsageError
@@ -34,19 +32,14 @@ from kvant.evaluation import EvalResult
 from kvant.evaluation.gate import check_limits
 from kvant.evidence import Making
 from kvant.export.gguf.plan import model_metadata
+from kvant.export.mixture import LevelMixture
 from kvant.files.atomic import write_atomic
-from kvant.quant.allocate import Mixture, NotReachableError
 from kvant.quant.recipe import Recipe
 from kvant.quant.recipe_file import recipe_text
 from kvant.tuning.candidates import FAST
 from kvant.tuning.sensitivity import EffortName, Progress, Sensitivity
-from kvant.units import size_text
 
 __all__ = ["Fitted", "quantize_within"]
-
-_PROBES = 8
-_CLOSE = 0.003  # the search for a divergence ends where sizes differ by this share,
-_NEAR = 0.985  # or the limit is used up to this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +47,7 @@ class Fitted:
     """An artefact made to a budget, the recipe found for it, and what that was found from."""
 
     artefact: Artefact
-    recipe: Recipe
+    recipe: Recipe | LevelMixture
     sensitivity: Sensitivity
     expected_kld: float
     """By the table of costs, on the text they were measured on."""
@@ -76,6 +69,7 @@ def quantize_within(
     source: Source,
     output: Source | None = None,
     *,
+    to: str = "gguf",
     fit: int | None = None,
     bpw: float | None = None,
     max_kld: float | None = None,
@@ -86,6 +80,9 @@ def quantize_within(
     lora: Source | None = None,
     validation: Source | None = None,
     tensors: Sequence[str] = (),
+    dtype: str | None = None,
+    settings: Mapping[str, object] | None = None,
+    verify: bool = True,
     save_recipe: Source | None = None,
     threads: int | None = None,
     split_size: int | None = None,
@@ -95,21 +92,22 @@ def quantize_within(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Fitted:
-    """Write the quantised GGUF file that loses least within a budget.
+    """Write the quantised model that loses least within a budget: a GGUF file, or for a target.
 
-    Each tensor's cost at each packing is measured on the model, then the best mixture is computed.
-    Exactly one of ``fit``, ``bpw`` and ``max_kld`` is given.
+    Each tensor's cost at each packing (or level) is measured on the model, then the best mixture is
+    computed. Exactly one of ``fit``, ``bpw`` and ``max_kld`` is given.
 
     Args:
         source: ``demo``, a Hugging Face folder or a GGUF file, unquantised.
         output: as for `quantize`.
+        to: ``gguf``, or another target: then its levels are what tensors may get.
         fit: most bytes of the file, or of all its parts, metadata included.
         bpw: most bits per weight, over all tensors; metadata not counted.
         max_kld: largest mean KL divergence from ``source`` on the validation text, nats a token:
             the smallest file that keeps it.
         effort: ``fast`` measures nothing, ``balanced`` takes minutes, ``best`` several times that.
         packings: that matrices may get: ``fast`` (those common runtimes run at full speed),
-            ``all``, or names.
+            ``all``, or names; of another target its levels.
         texts: what costs, and importance unless it is given, are measured on: UTF-8 files, each
             alone or with its share; by default the built-in calibration text.
         importance: how much each input of a linear matters, or a file of it; by default, but not
@@ -117,6 +115,7 @@ def quantize_within(
         lora: folder of a PEFT adapter that is merged into the weights while they are read.
         validation: what ``max_kld`` is measured on; by default the built-in evaluation text.
         tensors: ``REGEX=PACKING`` texts; what they match is not searched.
+        dtype, settings, verify: as for `quantize`, for other targets.
         save_recipe: file to write the recipe to; `quantize` takes it as a recipe.
         threads: processors to use; the bytes do not depend on it.
         split_size: bytes a file may hold before the next one is begun.
@@ -142,6 +141,34 @@ def quantize_within(
             {"--validation": validation}, "is what --max-kld is measured on; give that, too."
         )
     refuse_texts(effort_of(effort), texts, None, None)
+    if to != "gguf":
+        found = quantize_target_within(
+            source,
+            output,
+            to,
+            fit=fit,
+            bpw=bpw,
+            max_kld=max_kld,
+            effort=effort,
+            packings=packings,
+            texts=texts,
+            importance=importance,
+            lora=lora,
+            validation=validation,
+            tensors=tensors,
+            dtype=dtype,
+            settings=settings,
+            verify=verify,
+            save_recipe=save_recipe,
+            threads=threads,
+            split_size=split_size,
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
+        return Fitted(
+            found.artefact, found.mixture, found.sensitivity, found.expected_kld, found.measured
+        )
     checkpoint = open_source(source, lora)
     if not dry_run:
         check_outputs(output, save_recipe, split_size, force=force)
@@ -196,9 +223,17 @@ def quantize_within(
         )
 
     measured: EvalResult | None = None
+    trials = Trials(
+        search.front,
+        source,
+        lambda mixture, path: write(search.recipe(mixture), path, False, False).paths[0],
+        validation,
+        threads,
+        progress,
+    )
     if max_kld is not None:
-        trials = _Trials(search, source, write, validation, threads, progress)
-        recipe, mixture, measured = trials.smallest_within(max_kld)
+        mixture, measured = trials.smallest_within(max_kld)
+        recipe = search.recipe(mixture)
     elif fit is not None:
         recipe, mixture = search.fit(fit)
     else:
@@ -208,12 +243,7 @@ def quantize_within(
     if save_recipe is not None and not dry_run:
         write_atomic(Path(save_recipe), recipe_text(recipe), force=force)
     if max_kld is not None and not dry_run:  # the file itself has the last word
-        measured = trials.measure(artefact.paths[0])
-        if measured.kld is None or measured.kld > max_kld:
-            raise UsageError(
-                f"{artefact.paths[0]}: has a KL divergence of {measured.kld}, measured again, over "
-                f"the {max_kld:g} it was made for. Do not use it; please report this."
-            )
+        measured = trials.measure_last(artefact.paths[0], max_kld)
     return Fitted(artefact, recipe, search.sensitivity, mixture.cost, measured)
 
 
@@ -241,94 +271,3 @@ def _check_budgets(fit: int | None, bpw: float | None, max_kld: float | None) ->
 
 def _weights(progress: Progress) -> Callable[[int, int, str], None]:
     return lambda done, total, name: progress(f"writing {name}", done, total)
-
-
-Write = Callable[[Recipe, "Source | None", bool, bool], Artefact]
-
-
-class _Trials:
-    """Whole variants, made and measured, in search of the smallest that keeps a divergence."""
-
-    def __init__(
-        self,
-        search: BudgetSearch,
-        source: Source,
-        write: Write,
-        validation: Source | None,
-        threads: int | None,
-        progress: Progress | None,
-    ) -> None:
-        self._search, self._source, self._write = search, source, write
-        self._validation, self._threads, self._progress = validation, threads, progress
-
-    def smallest_within(self, limit: float) -> tuple[Recipe, Mixture, EvalResult]:
-        """The smallest mixture of the front whose measured divergence is at most ``limit``.
-
-        The table foretells divergence up to a factor near one (and the engine's own rounding), so
-        the next guess is the last one, corrected by how it was off, between the bounds known.
-
-        Raises:
-            UsageError: not even the best mixture keeps the limit; its divergence is stated.
-        """
-        front = self._search.front
-        kept: tuple[Mixture, EvalResult] | None = None
-        low, high = front.least_bytes - 1, front.most_bytes + 1
-        guess = limit
-        with tempfile.TemporaryDirectory(prefix="kvant-trials-") as folder:
-            for trial in range(_PROBES):
-                mixture = self._mixture(guess)
-                if not low < mixture.nbytes < high:
-                    mixture = front.within_bytes(max((low + high) // 2, front.least_bytes))
-                    if not low < mixture.nbytes < high:
-                        break
-                result, kld = self._trial(mixture, Path(folder) / f"trial-{trial}.gguf")
-                if kld <= limit:
-                    kept, high = (mixture, result), mixture.nbytes
-                    if kld >= _NEAR * limit:
-                        break
-                else:
-                    low = mixture.nbytes
-                if kept is not None and high - low <= _CLOSE * high:
-                    break
-                guess = mixture.cost * limit / max(kld, 1e-12)
-            if kept is None:
-                kept = self._best(limit, Path(folder) / "best.gguf")
-        return self._search.recipe(kept[0]), *kept
-
-    def _mixture(self, cost: float) -> Mixture:
-        try:
-            return self._search.front.within_cost(cost)
-        except NotReachableError:
-            return self._search.front.within_bytes(self._search.front.most_bytes)
-
-    def _best(self, limit: float, path: Path) -> tuple[Mixture, EvalResult]:
-        mixture = self._search.front.within_bytes(self._search.front.most_bytes)
-        result, kld = self._trial(mixture, path)
-        if kld > limit:
-            raise UsageError(
-                f"{self._source}: no mixture keeps a KL divergence of {limit:g} nats a token; the "
-                f"best has {kld:.6f} in {size_text(mixture.nbytes)}. Allow that much, or "
-                "more packings (--packings)."
-            )
-        return mixture, result
-
-    def _trial(self, mixture: Mixture, path: Path) -> tuple[EvalResult, float]:
-        artefact = self._write(self._search.recipe(mixture), path, False, False)
-        try:
-            result = self.measure(artefact.paths[0])
-            assert result.kld is not None
-            return result, result.kld
-        finally:
-            for file in artefact.paths:
-                file.unlink()
-
-    def measure(self, path: Path) -> EvalResult:
-        """A file's divergence from the source."""
-        progress = self._progress
-        return evaluate(
-            path,
-            self._source,
-            text=self._validation,
-            threads=self._threads,
-            progress=named(progress, "measuring"),
-        )[1]

@@ -94,10 +94,12 @@ def run_budget(arguments: argparse.Namespace) -> int:
     )
 
     if arguments.to != "gguf":
-        refuse_of_gguf(arguments.to, {"a budget": True})
-    refuse_of_targets(
-        dtype=arguments.dtype, verify=arguments.verify, settings=target_settings(arguments.set)
-    )
+        of_gguf = {"--pre-tokenizer": arguments.pre_tokenizer, "--evidence": arguments.evidence}
+        refuse_of_gguf(arguments.to, of_gguf)
+    else:
+        refuse_of_targets(
+            dtype=arguments.dtype, verify=arguments.verify, settings=target_settings(arguments.set)
+        )
     refuse_without_effect(
         {"--tokens": arguments.tokens, "--max-memory": arguments.max_memory},
         "goes with RECIPE; leave it out with a budget.",
@@ -106,6 +108,7 @@ def run_budget(arguments: argparse.Namespace) -> int:
         fitted = quantize_within(
             arguments.source,
             arguments.output,
+            to=arguments.to,
             fit=arguments.fit,
             bpw=arguments.bpw,
             max_kld=arguments.max_kld,
@@ -116,6 +119,9 @@ def run_budget(arguments: argparse.Namespace) -> int:
             lora=arguments.lora,
             validation=arguments.validation,
             tensors=arguments.tensor,
+            dtype=arguments.dtype,
+            settings=target_settings(arguments.set),
+            verify=arguments.verify,
             save_recipe=arguments.save_recipe,
             threads=arguments.threads,
             split_size=arguments.split_size,

@@ -1,9 +1,9 @@
-"""``REGEX=LEVEL`` texts: levels of single tensors."""
+"""``REGEX=LEVEL`` texts, and levels by name: levels of single tensors."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvant.errors import UsageError
@@ -13,14 +13,20 @@ __all__ = ["Overrides"]
 
 @dataclass(slots=True)
 class Overrides:
-    """Expressions in order; the first that is found in a tensor's name decides."""
+    """Expressions in order; the first that is found in a name decides, then ``mixture``."""
 
     rules: list[tuple[re.Pattern[str], str, str]]
+    mixture: Mapping[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
     @classmethod
-    def parse(cls, texts: Sequence[str], levels: Collection[str]) -> Overrides:
-        """Read the texts.
+    def parse(
+        cls,
+        texts: Sequence[str],
+        levels: Collection[str],
+        mixture: Mapping[str, str] | None = None,
+    ) -> Overrides:
+        """Read the texts; ``mixture`` has levels of tensors by their whole names.
 
         Raises:
             UsageError: not of this form, no such level, or no regular expression.
@@ -38,7 +44,7 @@ class Overrides:
                 raise UsageError(
                     f"--tensor {text!r}: {expression!r} is no regular expression: {error}."
                 ) from None
-        return cls(rules)
+        return cls(rules, mixture or {})
 
     def find(self, name: str) -> str | None:
         """The level for a tensor, or None."""
@@ -46,7 +52,7 @@ class Overrides:
             if expression.search(name):
                 self.used.add(text)
                 return level
-        return None
+        return self.mixture.get(name)
 
     def refuse_unused(self) -> None:
         """Raise UsageError where an expression was found in no name."""

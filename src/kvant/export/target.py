@@ -17,11 +17,13 @@ from kvant.checkpoint import Checkpoint
 from kvant.errors import UsageError
 from kvant.packing.groups import Groups
 from kvant.packing.spec import PrecisionClass
+from kvant.quant.candidate import Candidate
 from kvant.quant.methods import Quantised
 from kvant.quant.presets import PRESETS
 
 __all__ = [
     "TARGETS",
+    "Choices",
     "Dtype",
     "Layerwise",
     "Level",
@@ -53,7 +55,8 @@ class Level:
     """One way a target stores weights.
 
     ``bits`` are those of a code; ``bits_per_weight`` counts scales too; ``group`` weights of a row
-    share a scale, None where that is a whole row, or nothing is grouped.
+    share a scale, None where that is a whole row, or nothing is grouped. ``fast``: the target's
+    common runtimes run it at the speed its bytes allow; searches take these unless told otherwise.
     """
 
     name: str
@@ -62,6 +65,23 @@ class Level:
     group: int | None
     precision_class: PrecisionClass
     good_for: str
+    fast: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a search may choose from.
+
+    Attributes:
+        candidates: of each tensor by canonical name, fewest bytes first; where there are several,
+            the last leaves it as floats.
+        together: names of tensors that have to get the same.
+        plain: scales follow the format's own formula unless importance is given.
+    """
+
+    candidates: Mapping[str, tuple[Candidate, ...]]
+    together: tuple[tuple[str, ...], ...] = ()
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +94,8 @@ class TargetOptions:
         importance: weighs errors while scales are searched; None takes the target's plain formula.
         layerwise: chooses the codes of linears by what they are fed; set at efforts above "fast".
         overrides: ``REGEX=LEVEL`` texts that go before the level.
+        mixture: levels (or ``float``) by canonical name, which go before the level too, but after
+            the overrides.
         threads: processors to use; the bytes do not depend on it.
         max_memory: most bytes for hidden states and buffers, where the target has a choice.
         split_size: bytes a weights file may hold before the next is begun; None for the target's
@@ -90,6 +112,7 @@ class TargetOptions:
     importance: Importance | None = None
     layerwise: Layerwise | None = None
     overrides: tuple[str, ...] = ()
+    mixture: Mapping[str, str] = field(default_factory=dict)
     threads: int = 1
     max_memory: int | None = None
     split_size: int | None = None
@@ -138,6 +161,16 @@ class Target(Protocol):
 
     def levels(self) -> Sequence[Level]:
         """The levels it can quantise to, fewest bits first; none for a target of floats."""
+        ...
+
+    def choices(
+        self, checkpoint: Checkpoint, levels: Sequence[str], options: TargetOptions
+    ) -> Choices:
+        """What each tensor may be stored as, of these levels; decided without reading a weight.
+
+        Raises:
+            UsageError, UnsupportedError: as `write`.
+        """
         ...
 
     def write(

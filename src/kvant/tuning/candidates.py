@@ -8,9 +8,18 @@ from kvant.checkpoint import Checkpoint, Weight
 from kvant.errors import UsageError
 from kvant.packing import Packing, all_packings, get
 from kvant.quant.assign import Slot
+from kvant.quant.candidate import Candidate
 from kvant.quant.recipe import FLOATS
 
-__all__ = ["ALL", "FAST", "candidates", "choose_packings", "matrices", "stored_as"]
+__all__ = [
+    "ALL",
+    "FAST",
+    "candidates",
+    "choose_packings",
+    "matrices",
+    "packing_candidates",
+    "stored_as",
+]
 
 FAST, ALL = "fast", "all"
 """Words for sets of packings: those every common runtime runs at the speed their bytes allow, and
@@ -54,6 +63,22 @@ def candidates(row_length: int, stored: str, packings: Sequence[Packing]) -> tup
     fitting = [p for p in packings if row_length % p.block == 0 and p.name != own.name]
     fitting = [p for p in fitting if p.bits_per_weight < own.bits_per_weight]
     return (*(p.name for p in sorted(fitting, key=lambda p: p.bits_per_weight)), own.name)
+
+
+def packing_candidates(
+    checkpoint: Checkpoint, packings: Sequence[Packing]
+) -> dict[str, tuple[Candidate, ...]]:
+    """`candidates` of every matrix, by canonical name, with what each takes."""
+    found = {}
+    for name, weight in matrices(checkpoint).items():
+        stored = weight.stored
+        found[name] = tuple(
+            Candidate(
+                p, p, stored.rows * get(p).storage.row_bytes(stored.row_length), not get(p).fast
+            )
+            for p in candidates(stored.row_length, stored_as(weight), packings)
+        )
+    return found
 
 
 def matrices(checkpoint: Checkpoint) -> dict[str, Weight]:

@@ -18,6 +18,8 @@ from kvant.checkpoint import Checkpoint
 from kvant.engine import Engine, KvSequence
 from kvant.errors import DataError
 from kvant.packing import dequantize, get
+from kvant.packing.groups import Groups
+from kvant.tuning.rounding import GROUPS_AS
 
 __all__ = ["CONTEXT", "STEP_TOKENS", "Probe", "Replacement", "chunks_of", "divergence"]
 
@@ -39,9 +41,9 @@ _LOGITS_BYTES = 128 << 20
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """Tensors that are replaced together, and the packing each gets."""
+    """Tensors that are replaced together, and the packing, or grid of groups, each gets."""
 
-    packings: Mapping[str, str]
+    packings: Mapping[str, str | Groups]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -49,8 +51,8 @@ class Replacement:
         return tuple(self.packings)
 
 
-Rows = Callable[[str, str], npt.NDArray[np.uint8]]
-"""A tensor's packed rows, by name and packing."""
+Rows = Callable[[str, str | Groups], npt.NDArray[np.uint8]]
+"""A tensor's packed rows, by name and packing; of groups those of `GROUPS_AS`."""
 
 
 def chunks_of(tokens: Tokens, count: int, length: int = CONTEXT) -> Tokens:
@@ -134,8 +136,9 @@ class Probe:
         rows_of: Rows,
     ) -> npt.NDArray[np.float64]:
         weights: dict[str, _core.Weight] = {}
-        for name, packing in replacement.packings.items():
-            packed = rows_of(name, packing)
+        for name, grid in replacement.packings.items():
+            packed = rows_of(name, grid)
+            packing = GROUPS_AS if isinstance(grid, Groups) else grid
             if name == self._embedding:
                 stream = stream + self._moved(packing, packed, batch)
                 if self._head != self._embedding:

@@ -1,9 +1,11 @@
-"""How far rounding moves a tensor's outputs, relatively, at each packing; and its packed rows.
+"""How far rounding moves a tensor's outputs, relatively, on each grid; and its packed rows.
+
+A grid is a GGUF packing, by name, or groups of another format.
 
 An output of a linear is a sum over inputs; where the errors of weights are independent of one
 another, its mean squared error is the sum of their squares, each weighted by its input's mean
 square ("second moment"). Relative to the outputs' own mean square, estimated alike, that is one
-number a packing, and divergence is proportional to it as long as it is small.
+number a grid, and divergence is proportional to it as long as it is small.
 """
 
 from __future__ import annotations
@@ -16,9 +18,14 @@ import numpy.typing as npt
 
 from kvant.checkpoint import Weight
 from kvant.packing import dequantize, get
+from kvant.packing.groups import Groups
+from kvant.packing.quantise_groups import quantise_groups
 from kvant.quant.pack import pack_rows
 
-__all__ = ["Floats", "packed_rows", "relative_errors"]
+__all__ = ["GROUPS_AS", "Floats", "packed_rows", "relative_errors"]
+
+GROUPS_AS = "F16"
+"""The packing in which rows rounded to groups are given to the engine, which does not know them."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -30,16 +37,22 @@ _RUN = 2_000_000  # weights a thread takes at a time
 
 
 def relative_errors(
-    weight: Weight, packings: Sequence[str], importance: Floats | None, *, threads: int
+    weight: Weight,
+    grids: Sequence[str | Groups],
+    importance: Floats | None,
+    *,
+    threads: int,
+    plain: bool = False,
 ) -> dict[str, float]:
-    """The relative error of each packing, squared and weighted, on a sample of rows.
+    """The relative error of each grid by its name, squared and weighted, on a sample of rows.
 
     Args:
         weight: the tensor.
-        packings: which; the one it is stored as has error 0.
+        grids: which; the packing it is stored as has error 0.
         importance: mean square of each input over their mean, float32 [columns]: what errors are
             weighed by, and scales searched with; None counts all alike.
         threads: processors to use.
+        plain: scales of groups follow their format's own formula, without a search.
 
     Raises:
         DataError: NaN or infinity among the weights.
@@ -53,32 +66,60 @@ def relative_errors(
     squares = np.ones(columns) if importance is None else importance.astype(np.float64)
     whole = float((x.astype(np.float64) ** 2 @ squares).sum())
 
-    def error(packing: str) -> float:
-        if packing == weight.stored.type.name or whole == 0:
+    def error(grid: str | Groups) -> float:
+        if grid == weight.stored.type.name or whole == 0:
             return 0.0
-        difference = x - dequantize(packing, _quantised(packing, x, importance))
+        difference = x - _rounded(grid, x, importance, plain)
         return float((difference.astype(np.float64) ** 2 @ squares).sum()) / whole
 
+    names = [g.name if isinstance(g, Groups) else g for g in grids]
     with ThreadPoolExecutor(threads) as pool:
-        return dict(zip(packings, pool.map(error, packings), strict=True))
+        return dict(zip(names, pool.map(error, grids), strict=True))
 
 
 def packed_rows(
-    weight: Weight, packing: str, importance: Floats | None, *, threads: int
+    weight: Weight,
+    grid: str | Groups,
+    importance: Floats | None,
+    *,
+    threads: int,
+    plain: bool = False,
 ) -> npt.NDArray[np.uint8]:
-    """A whole weight in another packing, rows in the canonical order: uint8 [rows, row bytes]."""
+    """A whole weight on another grid, rows in the canonical order: uint8 [rows, row bytes].
+
+    Of groups the rows are those of `GROUPS_AS`.
+    """
     rows, columns = weight.stored.rows, weight.stored.row_length
-    out = np.empty((rows, get(packing).storage.row_bytes(columns)), np.uint8)
+    kind = GROUPS_AS if isinstance(grid, Groups) else grid
+    out = np.empty((rows, get(kind).storage.row_bytes(columns)), np.uint8)
     with weight.open() as fd, ThreadPoolExecutor(threads) as pool:
 
         def convert(run: tuple[int, int]) -> None:
             start, stop = run
             x = weight.read_rows_f32(fd, start, stop)
-            out[start:stop] = _quantised(packing, x, importance)
+            if isinstance(grid, Groups):
+                halves = _rounded(grid, x, importance, plain).astype(np.float16)
+                out[start:stop] = halves.view(np.uint8)
+            else:
+                out[start:stop] = _quantised(grid, x, importance)
 
         for _ in pool.map(convert, _runs(rows, columns, weight.row_step)):
             pass
     return out
+
+
+def _rounded(grid: str | Groups, x: Floats, importance: Floats | None, plain: bool) -> Floats:
+    """Rows as the grid holds them, float32; the last group of a row is filled up with zeros."""
+    if not isinstance(grid, Groups):
+        return dequantize(grid, _quantised(grid, x, importance))
+    rows, columns = x.shape
+    missing = -columns % grid.block
+    if missing:
+        x = np.pad(x, ((0, 0), (0, missing)))
+        importance = None if importance is None else np.pad(importance, (0, missing))
+    codes, scales = quantise_groups(grid, x, importance, plain=plain)
+    found: Floats = grid.decode(codes.reshape(-1, grid.block), scales.reshape(-1))
+    return np.ascontiguousarray(found.reshape(rows, -1)[:, :columns], np.float32)
 
 
 def _quantised(packing: str, x: Floats, importance: Floats | None) -> npt.NDArray[np.uint8]:

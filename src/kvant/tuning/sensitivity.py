@@ -1,8 +1,8 @@
-"""A table of costs: how much divergence each tensor adds at each packing.
+"""A table of costs: how much divergence each tensor adds in each way it may be stored.
 
 Rounding adds to each linear's output an error that is small beside it. To second order in that
 error, divergence is proportional to its mean square, and errors of different tensors add up, as
-they are as good as independent. So for a tensor t and a packing p
+they are as good as independent. So for a tensor t and a packing p (or a grid of groups)
 
     cost(t, p) = c_t e(t, p)
 
@@ -25,9 +25,10 @@ from kvant.calibration import Importance
 from kvant.checkpoint import Checkpoint, Weight
 from kvant.engine import load_engine
 from kvant.errors import UsageError
-from kvant.packing import Packing, get
+from kvant.packing.groups import Groups
 from kvant.quant.allocate import Choice, Item
-from kvant.tuning.candidates import candidates, matrices, stored_as
+from kvant.quant.candidate import Candidate
+from kvant.tuning.candidates import matrices
 from kvant.tuning.priors import prior
 from kvant.tuning.probe import CONTEXT, STEP_TOKENS, Probe, Replacement, chunks_of
 from kvant.tuning.rounding import packed_rows, relative_errors
@@ -36,6 +37,7 @@ __all__ = ["EffortName", "Sensitivity", "TensorCost", "measure_costs"]
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
+Choices = Mapping[str, Sequence[Candidate]]
 EffortName = Literal["fast", "balanced", "best"]
 """What users type; `kvant.api.effort` says what each does to a file."""
 
@@ -53,7 +55,7 @@ _SLOW = 0.3
 
 @dataclass(frozen=True, slots=True)
 class TensorCost:
-    """One tensor: what each packing that may hold it takes and costs.
+    """One tensor: what each way to store it (a packing, or a target's level) takes and costs.
 
     Attributes:
         name: canonical name.
@@ -123,23 +125,25 @@ class Sensitivity:
 
 def measure_costs(
     checkpoint: Checkpoint,
-    packings: Sequence[Packing],
+    choices: Choices,
     *,
     effort: EffortName = "balanced",
     tokens: npt.NDArray[np.int32] | None = None,
     importance: Importance | None = None,
+    plain: bool = False,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """Find what each matrix costs at each packing.
+    """Find what each tensor costs in each way it may be stored.
 
     Args:
         checkpoint: the unquantised model.
-        packings: those that tensors may get, beside how they are stored.
+        choices: of each matrix, by canonical name, fewest bytes first, the last one lossless.
         effort: ``fast`` runs nothing and takes coefficients that other models had; the others
             measure them, ``best`` on more text and at two packings.
         tokens: the text they are measured on, int32 [n]; not the one that variants are judged by.
         importance: how much each input of a linear matters; without it all count alike.
+        plain: scales of groups follow their format's own formula, without a search.
         threads: processors to use.
         progress: called with what is done, steps done, steps in all.
 
@@ -149,7 +153,7 @@ def measure_costs(
     """
     started = time.perf_counter()
     report = progress or (lambda what, done, total: None)
-    table = _Table(checkpoint, packings, importance, threads, report)
+    table = _Table(checkpoint, choices, importance, plain, threads, report)
     table.find_errors()
     if effort == "fast":
         found = table.costs(table.priors(), {})
@@ -182,18 +186,18 @@ class _Table:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        packings: Sequence[Packing],
+        choices: Choices,
         importance: Importance | None,
+        plain: bool,
         threads: int,
         progress: Progress,
     ) -> None:
-        self._importance, self._threads, self._progress = importance, threads, progress
+        self._importance, self._plain = importance, plain
+        self._threads, self._progress = threads, progress
         self._refs = checkpoint.graph.weights
-        self.weights: dict[str, Weight] = matrices(checkpoint)
-        self._candidates = {
-            name: candidates(w.stored.row_length, stored_as(w), packings)
-            for name, w in self.weights.items()
-        }
+        self._matrices: dict[str, Weight] = matrices(checkpoint)
+        self.weights = {name: checkpoint.weights[name] for name in choices}
+        self._candidates = {name: {c.name: c for c in own} for name, own in choices.items()}
         self.errors: dict[str, dict[str, float]] = {}
         self._layers = checkpoint.config.num_hidden_layers
         self._tied = not any(r.role == "output" for r in self._refs.values())
@@ -244,26 +248,32 @@ class _Table:
     def _head_weights(self) -> int:
         role = "token_embd" if self._tied else "output"
         return next(
-            w.stored.elements for n, w in self.weights.items() if self._refs[n].role == role
+            w.stored.elements for n, w in self._matrices.items() if self._refs[n].role == role
         )
 
     def _parameters(self) -> int:
         """Weights a token is multiplied with."""
         return sum(
             w.stored.elements
-            for n, w in self.weights.items()
+            for n, w in self._matrices.items()
             if self._tied or self._refs[n].role != "token_embd"
         )
 
     # -- errors and coefficients
 
     def find_errors(self) -> None:
-        """Relative errors of every tensor at each of its packings."""
+        """Relative errors of every tensor in each way it may be stored."""
         for done, (name, weight) in enumerate(self.weights.items()):
             self._progress("rounding", done, len(self.weights))
-            self.errors[name] = relative_errors(
-                weight, self._candidates[name], self._weighing(name), threads=self._threads
+            own = self._candidates[name]
+            found = relative_errors(
+                weight,
+                [c.grid for c in own.values()],
+                self._weighing(name),
+                threads=self._threads,
+                plain=self._plain,
             )
+            self.errors[name] = dict(zip(own, found.values(), strict=True))
 
     def _weighing(self, name: str) -> Floats | None:
         """A tensor's importance; of stacked experts the mean, which they hardly differ from."""
@@ -278,7 +288,7 @@ class _Table:
         }
 
     def measure(self, probe: Probe, groups: Sequence[_Group], bits: Sequence[float]) -> _Measured:
-        """Divergence of each group, at the packings nearest to ``bits``."""
+        """Divergence of each group, stored as is nearest to ``bits`` a weight."""
         wanted = [
             (group, {name: self._nearest(name, b) for name in group})
             for group in groups
@@ -286,7 +296,10 @@ class _Table:
         ]
         unique = list({(g, *p.values()): (g, p) for g, p in wanted}.values())
         found = probe.measure(
-            [Replacement(p) for _, p in unique],
+            [
+                Replacement({n: self._candidates[n][c].grid for n, c in p.items()})
+                for _, p in unique
+            ],
             self._rows,
             progress=self.reporter("measuring tensors"),
         ).mean(1)
@@ -329,26 +342,24 @@ class _Table:
                 coefficient=coefficients[name],
                 errors=self.errors[name],
                 measured=single.get(name, {}),
-                nbytes={
-                    p: weight.stored.rows * get(p).storage.row_bytes(weight.stored.row_length)
-                    for p in self._candidates[name]
-                },
+                nbytes={c.name: c.nbytes for c in self._candidates[name].values()},
             )
             for name, weight in self.weights.items()
         )
 
     def _nearest(self, name: str, bits: float) -> str:
-        """The packing that may hold a tensor and is nearest to so many bits a weight.
+        """The way a tensor may be stored that is nearest to so many bits a weight.
 
         One that takes long to search for has to be clearly nearer.
         """
+        weights = self.weights[name].stored.elements
 
-        def distance(packing: str) -> float:
-            found = get(packing)
-            return abs(found.bits_per_weight - bits) + (0.0 if found.fast else _SLOW)
+        def distance(one: Candidate) -> float:
+            return abs(8 * one.nbytes / weights - bits) + (_SLOW if one.slow else 0.0)
 
-        return min(self._candidates[name][:-1], key=distance)
+        return min(list(self._candidates[name].values())[:-1], key=distance).name
 
-    def _rows(self, name: str, packing: str) -> npt.NDArray[np.uint8]:
+    def _rows(self, name: str, grid: str | Groups) -> npt.NDArray[np.uint8]:
+        importance = self._weighing(name)
         weight = self.weights[name]
-        return packed_rows(weight, packing, self._weighing(name), threads=self._threads)
+        return packed_rows(weight, grid, importance, threads=self._threads, plain=self._plain)

@@ -11,7 +11,7 @@ from kvant.export.companions import companions, config_values, json_bytes
 from kvant.export.folder import FolderPlan, source_dtype, write_folder
 from kvant.export.notes import source_notes
 from kvant.export.pieces import hf_pieces
-from kvant.export.target import Level, TargetOptions, TargetResult
+from kvant.export.target import Choices, Level, TargetOptions, TargetResult
 from kvant.export.tensors import DTYPES, FloatTensor
 
 __all__ = ["TARGET", "HuggingFace"]
@@ -25,6 +25,12 @@ class HuggingFace:
     def levels(self) -> Sequence[Level]:
         """None: quantised folders are the other targets'."""
         return ()
+
+    def choices(
+        self, checkpoint: Checkpoint, levels: Sequence[str], options: TargetOptions
+    ) -> Choices:
+        """None: everything is floats."""
+        return Choices({})
 
     def write(
         self, checkpoint: Checkpoint, out: Path, level: str | None, options: TargetOptions

@@ -86,6 +86,7 @@ def _levels() -> tuple[Level, ...]:
             b.group,
             _CLASS[b.bits],
             _FLOAT_GOOD_FOR.get(b.mode, _GOOD_FOR[b.bits]),
+            b.mode == "affine",  # older runtimes do not know the others
         )
         for b in BASES.values()
     ]
@@ -93,7 +94,7 @@ def _levels() -> tuple[Level, ...]:
         # A quarter of the weights of a usual model are the delicate ones'.
         bits = low + 0.5 + (high - low) / 6
         good_for = f"{low} bits, {high} for values and down projections of half the layers"
-        found.append(Level(name, low, bits, 64, _CLASS[low], good_for))
+        found.append(Level(name, low, bits, 64, _CLASS[low], good_for, fast=False))
     return tuple(sorted(found, key=lambda level: level.bits_per_weight))
 
 

@@ -15,8 +15,11 @@ from kvant.export.mlx.names import check_architecture, mlx_pieces
 from kvant.export.notes import source_notes
 from kvant.export.overrides import Overrides
 from kvant.export.pieces import Piece
-from kvant.export.target import Level, TargetOptions, TargetResult
+from kvant.export.target import Choices, Level, TargetOptions, TargetResult
 from kvant.export.tensors import DTYPES, FloatTensor, GroupTensor, OutTensor, scale_type
+from kvant.packing.types import BY_NAME
+from kvant.quant.assign import KEPT
+from kvant.quant.candidate import FLOAT, Candidate
 
 __all__ = ["TARGET", "Mlx"]
 
@@ -29,6 +32,25 @@ class Mlx:
     def levels(self) -> Sequence[Level]:
         """See `kvant.export.target.Target.levels`."""
         return LEVELS
+
+    def choices(
+        self, checkpoint: Checkpoint, levels: Sequence[str], options: TargetOptions
+    ) -> Choices:
+        """See `kvant.export.target.Target.choices`; routers and the like get eight bits."""
+        check_architecture(checkpoint)
+        dtype = DTYPES[options.dtype or source_dtype(checkpoint)]
+        found = {}
+        for piece in mlx_pieces(checkpoint):
+            if len(piece.weight.shape) < 2:
+                continue
+            allowed = ["8bit"] if piece.role in KEPT else [n for n in levels if n in BASES]
+            bases = [b for b in map(BASES.__getitem__, allowed) if piece.columns % b.group == 0]
+            own = [_candidate(piece, b, dtype) for b in bases]
+            if not own or piece.role not in KEPT:
+                nbytes = piece.rows * piece.columns * BY_NAME[dtype].block_bytes
+                own.append(Candidate(FLOAT, piece.weight.stored.type.name, nbytes))
+            found[piece.canonical] = tuple(sorted(own, key=lambda c: (c.name == FLOAT, c.nbytes)))
+        return Choices(found, plain=True)
 
     def write(
         self, checkpoint: Checkpoint, out: Path, level: str | None, options: TargetOptions
@@ -58,7 +80,7 @@ def _bases(
     checkpoint: Checkpoint, pieces: Sequence[Piece], level: str | None, options: TargetOptions
 ) -> dict[str, Base]:
     """What each quantised matrix is stored as, by the name of its tensor."""
-    overrides = Overrides.parse(options.overrides, (*BASES, "float"))
+    overrides = Overrides.parse(options.overrides, (*BASES, FLOAT), options.mixture)
     if level is None:
         if options.overrides:
             raise UsageError("--tensor is for quantised models; give a level, too.")
@@ -88,6 +110,11 @@ def _bases(
             "Choose a level with smaller groups."
         )
     return found
+
+
+def _candidate(piece: Piece, base: Base, dtype: str) -> Candidate:
+    grid = base.grid(scale_type(dtype))
+    return Candidate(base.name, grid, sum(o.nbytes for o in MlxLayout().outs(piece, grid)))
 
 
 def _config(

@@ -10,15 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from kvant.checkpoint import Checkpoint
 from kvant.errors import UsageError
 from kvant.export.overrides import Overrides
-from kvant.export.target import Level
+from kvant.export.target import Choices, Level
 from kvant.graph.ir import Trace
 from kvant.graph.ops import Embedding, Linear
 from kvant.packing.groups import Groups, Zero
 from kvant.packing.spec import PrecisionClass
+from kvant.quant.candidate import FLOAT, Candidate
 
-__all__ = ["GROUPS", "LEVELS", "assigned", "bits_per_weight", "grid"]
+__all__ = ["GROUPS", "LEVELS", "assigned", "bits_per_weight", "choices", "grid"]
 
 GROUPS = (16, 32, 64, 128, 256)
 """What MatMulNBits takes."""
@@ -30,6 +32,10 @@ _GOOD_FOR = {
     4: "most uses: little loss, fast on processors",
     8: "as good as the original, at half its size",
 }
+_FAST_INT2 = (32, 64, 128)
+"""Groups that ONNX Runtime 1.32 has fast kernels for at two bits: the others generate a tenth as
+fast (docs/levels.md)."""
+
 _NAME = re.compile(r"int([248])-g(16|32|64|128|256)(-sym)?")
 
 
@@ -49,7 +55,9 @@ def bits_per_weight(g: Groups) -> float:
 
 def _level(name: str) -> Level:
     g = grid(name)
-    return Level(name, g.bits, bits_per_weight(g), g.block, _CLASS[g.bits], _GOOD_FOR[g.bits])
+    fast = g.bits > 2 or g.block in _FAST_INT2
+    good_for = _GOOD_FOR[g.bits]
+    return Level(name, g.bits, bits_per_weight(g), g.block, _CLASS[g.bits], good_for, fast)
 
 
 def _names() -> list[str]:
@@ -66,7 +74,10 @@ _BY_NAME = {level.name: level for level in LEVELS}
 
 
 def assigned(
-    graph: Trace, level: str | None, overrides: Sequence[str] = ()
+    graph: Trace,
+    level: str | None,
+    overrides: Sequence[str] = (),
+    mixture: Mapping[str, str] | None = None,
 ) -> tuple[Mapping[str, Groups], tuple[str, ...]]:
     """The grid of every weight that is quantised, by canonical name, and notes.
 
@@ -77,13 +88,14 @@ def assigned(
         graph: the model.
         level: None leaves all as floats.
         overrides: ``REGEX=LEVEL`` texts that go first; the level ``float`` leaves a tensor alone.
+        mixture: levels by canonical name, which go before ``level``.
 
     Raises:
         UsageError: an override that cannot be read, names no level, or suits no tensor.
     """
     if level is None and overrides:
         raise UsageError("--tensor is for quantised models; give a level, too.")
-    rules = Overrides.parse(overrides, (*_BY_NAME, "float"))
+    rules = Overrides.parse(overrides, (*_BY_NAME, FLOAT), mixture)
     found: dict[str, Groups] = {}
     notes: list[str] = []
     for node in graph.nodes:
@@ -91,7 +103,7 @@ def assigned(
             continue
         name = node.op.weight.name
         chosen = rules.find(name) or level
-        if chosen is None or chosen == "float":
+        if chosen is None or chosen == FLOAT:
             continue
         g = grid(chosen)
         if isinstance(node.op, Embedding) and g.bits == 2:
@@ -113,6 +125,38 @@ def _changed(wanted: Groups, got: Groups, columns: int) -> str:
     if got.block != wanted.block:
         return f"{rows} have groups of {got.block} instead of {wanted.block}, which do not divide."
     return ""
+
+
+def choices(checkpoint: Checkpoint, levels: Sequence[str], float_bytes: int) -> Choices:
+    """The levels each matrix of a linear, and the token embedding, may get.
+
+    Args:
+        checkpoint: the model.
+        levels: those that are allowed, by name.
+        float_bytes: of a weight that is not quantised.
+    """
+    graph = checkpoint.graph
+    embeddings = {n.op.weight.name for n in graph.nodes if isinstance(n.op, Embedding)}
+    found: dict[str, tuple[Candidate, ...]] = {}
+    for node in graph.nodes:
+        if not isinstance(node.op, (Linear, Embedding)) or node.op.weight.name in found:
+            continue
+        name, (rows, columns) = node.op.weight.name, node.op.weight.shape
+        least = 4 if name in embeddings else 2
+        grids = [_fitting(g, columns) for g in map(grid, levels) if g.bits >= least]
+        own = {g.name: Candidate(g.name, g, _nbytes(g, rows, columns)) for g in grids}
+        as_floats = Candidate(
+            FLOAT, checkpoint.weights[name].stored.type.name, float_bytes * rows * columns
+        )
+        found[name] = (*sorted(own.values(), key=lambda c: (c.nbytes, c.name)), as_floats)
+    return Choices(found)
+
+
+def _nbytes(g: Groups, rows: int, columns: int) -> int:
+    """As MatMulNBits' operands lie; the standard's take a little less where rows end in padding."""
+    blocks = -(-columns // g.block)
+    zeros = -(-blocks * g.bits // 8) if g.zero == "integer" else 0
+    return rows * (blocks * g.block * g.bits // 8 + 2 * blocks + zeros)
 
 
 def _fitting(g: Groups, columns: int) -> Groups:

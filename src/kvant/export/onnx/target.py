@@ -13,13 +13,20 @@ from kvant.checkpoint import Checkpoint
 from kvant.errors import UnsupportedError, UsageError
 from kvant.export.folder import refuse_source
 from kvant.export.notes import source_notes
-from kvant.export.onnx.levels import LEVELS, assigned
+from kvant.export.onnx.levels import LEVELS, assigned, choices
 from kvant.export.onnx.model import DATA_FILE, MODEL_FILE
 from kvant.export.onnx.plan import OnnxPlan, plan_onnx, refuse_unsupported
 from kvant.export.onnx.sidecar import sidecar_files
 from kvant.export.onnx.verify import check_onnx
 from kvant.export.onnx.weights import BlockRows, Job
-from kvant.export.target import Level, TargetOptions, TargetResult, TensorLevel, find_level
+from kvant.export.target import (
+    Choices,
+    Level,
+    TargetOptions,
+    TargetResult,
+    TensorLevel,
+    find_level,
+)
 from kvant.export.work import Task, run_tasks
 from kvant.files.atomic import AtomicFile
 from kvant.files.atomic_folder import AtomicFolder
@@ -42,6 +49,13 @@ class OnnxTarget:
     def levels(self) -> Sequence[Level]:
         """See `Target.levels`."""
         return LEVELS
+
+    def choices(
+        self, checkpoint: Checkpoint, levels: Sequence[str], options: TargetOptions
+    ) -> Choices:
+        """See `Target.choices`."""
+        refuse_unsupported(checkpoint)
+        return choices(checkpoint, levels, 2 if options.dtype == "float16" else 4)
 
     def write(
         self, checkpoint: Checkpoint, out: Path, level: str | None, options: TargetOptions
@@ -91,7 +105,7 @@ class OnnxTarget:
             raise UsageError("Target onnx writes one data file; leave --split-size away.")
         chosen = None if level is None else find_level(self, level).name
         refuse_unsupported(checkpoint)
-        grids, notes = assigned(checkpoint.graph, chosen, options.overrides)
+        grids, notes = assigned(checkpoint.graph, chosen, options.overrides, options.mixture)
         plan = plan_onnx(
             checkpoint,
             grids,

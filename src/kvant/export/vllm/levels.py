@@ -126,6 +126,7 @@ LEVELS = tuple(
         s.group,
         "low" if s.bits == 4 else "medium",
         s.good_for,
+        s.symmetric and not s.activations,
     )
     for s in SCHEMES.values()
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kvant.checkpoint import Checkpoint
@@ -13,10 +14,12 @@ from kvant.export.folder import FolderPlan, source_dtype, write_folder
 from kvant.export.notes import source_notes
 from kvant.export.overrides import Overrides
 from kvant.export.pieces import Piece, hf_pieces
-from kvant.export.target import Level, TargetOptions, TargetResult
+from kvant.export.target import Choices, Level, TargetOptions, TargetResult
 from kvant.export.tensors import DTYPES, FloatTensor, GroupTensor, OutTensor, scale_type
 from kvant.export.vllm.layout import CompressedLayout
 from kvant.export.vllm.levels import LEVELS, SCHEMES, Scheme
+from kvant.packing.types import BY_NAME
+from kvant.quant.candidate import FLOAT, Candidate
 from kvant.version import __version__
 
 __all__ = ["TARGET", "Vllm"]
@@ -28,11 +31,11 @@ _NOT_LINEAR = {
 _FLOATS = ("token_embd", "output", "ffn_gate_inp")
 """Roles that stay floats: what llm-compressor ignores as well, and vLLM's kernels expect so."""
 
-_JOINED = {
-    **dict.fromkeys(("attn_q", "attn_k", "attn_v"), "queries, keys and values"),
-    **dict.fromkeys(("ffn_gate", "ffn_up"), "gate and up"),
+_FUSED = {
+    "qkv_proj": ("attn_q", "attn_k", "attn_v"),
+    "gate_up_proj": ("ffn_gate", "ffn_up"),
 }
-"""Roles whose matrices vLLM makes one of while it loads."""
+"""Linears that vLLM runs as one, under that name: they have to be stored alike."""
 
 
 class Vllm:
@@ -43,6 +46,38 @@ class Vllm:
     def levels(self) -> Sequence[Level]:
         """See `kvant.export.target.Target.levels`."""
         return LEVELS
+
+    def choices(
+        self, checkpoint: Checkpoint, levels: Sequence[str], options: TargetOptions
+    ) -> Choices:
+        """See `kvant.export.target.Target.choices`.
+
+        Linears that vLLM fuses go together, and experts of all layers, which it runs as "Linear".
+        """
+        _refuse_unsupported(checkpoint)
+        dtype = DTYPES[options.dtype or source_dtype(checkpoint)]
+        schemes = [SCHEMES[name] for name in levels]
+        if len({s.format for s in schemes}) > 1:
+            raise UsageError(
+                "Levels of one folder share their storage: name only one of "
+                f"{', '.join(sorted({s.format for s in schemes}))} (--packings)."
+            )
+        sizes: dict[str, dict[str, int]] = {}
+        found: dict[str, tuple[Candidate, ...]] = {}
+        for piece in hf_pieces(checkpoint):
+            if not _is_linear(piece):
+                continue
+            own = [_candidate(piece, s, dtype) for s in schemes if s.fits(piece.columns)]
+            nbytes = piece.rows * piece.columns * BY_NAME[dtype].block_bytes
+            own.append(Candidate(FLOAT, piece.weight.stored.type.name, nbytes))
+            known = sizes.setdefault(piece.canonical, {})
+            for c in own:  # experts are pieces of one tensor
+                known[c.name] = known.get(c.name, 0) + c.nbytes
+            own = [replace(c, nbytes=known[c.name]) for c in own]
+            found[piece.canonical] = tuple(sorted(own, key=lambda c: (c.name == FLOAT, c.nbytes)))
+        together = [tuple(names) for names in _fused(checkpoint).values()]
+        experts = tuple(n for n in found if len(checkpoint.weights[n].shape) == 3)
+        return Choices(found, (*together, *([experts] if experts else [])), plain=True)
 
     def write(
         self, checkpoint: Checkpoint, out: Path, level: str | None, options: TargetOptions
@@ -66,7 +101,7 @@ class Vllm:
                 *source_notes(checkpoint, level, DTYPES[dtype]),
                 *notes,
                 *_odd(pieces, schemes, level),
-                *_joined(pieces, schemes),
+                *_experts_alike(pieces, schemes),
             ),
         )
         return write_folder(checkpoint, out, plan, options)
@@ -80,15 +115,10 @@ def _schemes(
         if options.overrides:
             raise UsageError("--tensor is for quantised models; give a level, too.")
         return {}
-    why = _NOT_LINEAR.get(checkpoint.architecture.name)
-    if why is not None:
-        raise UnsupportedError(
-            f"{checkpoint.path}: cannot be quantised for vLLM: {why}. Write it unquantised "
-            "(`kvant convert --to vllm`), or choose another target."
-        )
+    _refuse_unsupported(checkpoint)
     usual = SCHEMES[level]
     alike = [s.name for s in SCHEMES.values() if s.format == usual.format]
-    overrides = Overrides.parse(options.overrides, (*alike, "float"))
+    overrides = Overrides.parse(options.overrides, (*alike, FLOAT), options.mixture)
     found = {}
     for piece in pieces:
         if not _is_linear(piece):
@@ -105,12 +135,53 @@ def _schemes(
                 f"{scheme.group} do not divide; choose a level with smaller groups for it."
             )
     overrides.refuse_unused()
+    _refuse_mixed(checkpoint, pieces, found)
     if not found:
         raise UsageError(
             f"Level {level} fits no linear of this model: groups of {usual.group} divide no row. "
             "Choose a level with smaller groups."
         )
     return found
+
+
+def _refuse_unsupported(checkpoint: Checkpoint) -> None:
+    why = _NOT_LINEAR.get(checkpoint.architecture.name)
+    if why is not None:
+        raise UnsupportedError(
+            f"{checkpoint.path}: cannot be quantised for vLLM: {why}. Write it unquantised "
+            "(`kvant convert --to vllm`), or choose another target."
+        )
+
+
+def _fused(checkpoint: Checkpoint) -> dict[tuple[int | None, str], list[str]]:
+    """Canonical names of linears that vLLM fuses, by layer and the name it gives them."""
+    found: dict[tuple[int | None, str], list[str]] = {}
+    for fused, roles in _FUSED.items():
+        for name, ref in checkpoint.graph.weights.items():
+            if ref.role in roles and len(ref.shape) == 2:
+                found.setdefault((ref.layer, fused), []).append(name)
+    return {key: names for key, names in found.items() if len(names) > 1}
+
+
+def _refuse_mixed(
+    checkpoint: Checkpoint, pieces: Sequence[Piece], schemes: dict[str, Scheme]
+) -> None:
+    """Raise UsageError where linears that vLLM fuses are not stored alike."""
+    by_name = {p.canonical: schemes.get(p.name) for p in pieces if p.expert is None}
+    for (_, fused), names in _fused(checkpoint).items():
+        kinds = {name: getattr(by_name[name], "name", FLOAT) for name in names}
+        if len(set(kinds.values())) > 1:
+            said = ", ".join(f"{name}={kind}" for name, kind in kinds.items())
+            raise UsageError(
+                f"vLLM runs {', '.join(_FUSED[fused])} of a layer as one {fused}, so they have to "
+                f"be stored alike, got {said}. Give --tensor an expression that finds all of them."
+            )
+
+
+def _candidate(piece: Piece, scheme: Scheme, dtype: str) -> Candidate:
+    grid = scheme.grid(piece.columns, scale_type(dtype))
+    outs = CompressedLayout(scheme.format).outs(piece, grid)
+    return Candidate(scheme.name, grid, sum(o.nbytes for o in outs))
 
 
 def _is_linear(piece: Piece) -> bool:
@@ -126,8 +197,11 @@ def _quantisation(
     ignore += sorted({_path(p) for p in pieces if p.role == "ffn_gate_inp"})
     ignore += [_path(p) for p in pieces if _is_linear(p) and p.name not in schemes]
     groups: dict[str, object] = {}
+    # Experts are found under "Linear" alone.
+    of_experts = (schemes[p.name] for p in pieces if p.expert is not None and p.name in schemes)
+    usual = next(of_experts, usual)
     for scheme in dict.fromkeys(s for s in schemes.values() if s != usual):
-        names = [_path(p) for p in pieces if schemes.get(p.name) == scheme]
+        names = _with_fused([_path(p) for p in pieces if schemes.get(p.name) == scheme])
         targets = [f"re:^{re.escape(name)}$" for name in names]
         groups[f"group_{len(groups) + 1}"] = scheme.config(targets)
     if usual in schemes.values():
@@ -142,6 +216,19 @@ def _quantisation(
         "config_groups": groups,
         "producer": f"kvant {__version__}",
     }
+
+
+def _with_fused(paths: Sequence[str]) -> list[str]:
+    """With the names of what vLLM fuses: it looks for those, then for the class ("Linear"), and
+    only then for members."""
+    fused = {"q_proj": "qkv_proj", "gate_proj": "gate_up_proj"}
+    found = []
+    for path in paths:
+        parent, _, last = path.rpartition(".")
+        if last in fused:
+            found.append(f"{parent}.{fused[last]}")
+        found.append(path)
+    return found
 
 
 def _path(piece: Piece) -> str:
@@ -169,25 +256,16 @@ def _odd(pieces: Sequence[Piece], schemes: dict[str, Scheme], level: str | None)
     return [f"Left as floats (groups do not divide the rows, or --tensor says so): {names}."]
 
 
-def _joined(pieces: Sequence[Piece], schemes: dict[str, Scheme]) -> list[str]:
-    """What vLLM makes one matrix of must be stored alike; transformers does not mind."""
-    parts: dict[tuple[int | None, str], list[Piece]] = {}
-    for piece in filter(_is_linear, pieces):
-        what = "experts" if piece.expert is not None else _JOINED.get(piece.role)
-        if what is not None:
-            parts.setdefault((piece.layer, what), []).append(piece)
-    odd = [
-        (what, sorted({p.canonical for p in found}))
-        for (_, what), found in parts.items()
-        if len({schemes.get(p.name) for p in found}) > 1
-    ]
-    if not odd:
+def _experts_alike(pieces: Sequence[Piece], schemes: dict[str, Scheme]) -> list[str]:
+    """vLLM makes one matrix of a layer's experts; transformers takes them as they are."""
+    experts = [p for p in pieces if p.expert is not None and _is_linear(p)]
+    if len({schemes.get(p.name) for p in experts}) <= 1:
         return []
-    what, names = odd[0]
-    more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+    names = sorted({p.canonical for p in experts})
+    listed = ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
     return [
-        f"vLLM joins the {what} of a layer and refuses to load different levels: "
-        f"{', '.join(names)}{more}. Give them one level; transformers loads them as they are."
+        "vLLM joins the experts of a layer and refuses to load different levels: "
+        f"{listed}. Give them one level; transformers loads them as they are."
     ]
 
 

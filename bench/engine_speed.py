@@ -37,6 +37,7 @@ RECIPES = {
         *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
         *("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "F16", "BF16"),
         *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_M", "IQ3_XXS", "IQ3_S"),
+        *("IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0"),
     ),
     QWEN: ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16", "BF16"),
     DEMO: ("Q4_K_M", "Q8_0"),
@@ -56,9 +57,14 @@ TWICE = ("Q4_K_M", "Q5_K_M", "Q8_0")
 """Recipes whose prompts are twice as fast as the peer's on Qwen's shape."""
 CODEBOOKS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_M", "IQ3_XXS", "IQ3_S")
 """Recipes over codebooks. The engine keeps levels instead of points, so it reads more bytes than
-the file has: `CODEBOOK_PROMPT` and, up to two bits, `CODEBOOK_GENERATION` times the peer's speed
-are asked of it, and no share of the bandwidth."""
-CODEBOOK_PROMPT, CODEBOOK_GENERATION = 2.0, 1.2
+the file has: `CODEBOOK_PROMPT` times the peer's speed is asked of it, and no share of the
+bandwidth."""
+CODEBOOK_PROMPT = 2.0
+FEW_BITS = ("IQ1", "IQ2", "TQ")
+"""Beginnings of recipes whose generation is asked `FEW_BITS_GENERATION` times the peer's speed."""
+FEW_BITS_GENERATION = 1.2
+UNEVEN = ("IQ4_NL", "IQ4_XS")
+"""Recipes that are held to a share of the peak in prompts, and to the peer's speed."""
 BANDWIDTH_SHARE, DEEP_SHARE, DEEP_RATIO = 0.9, 0.9, 1.8
 BATCH_RATIO, BATCH_SHARE = {4: 1.5, 16: 2.0}, 0.85
 LOAD_SECONDS, LOAD_EXTRA_MB = 1.0, 250.0
@@ -164,11 +170,12 @@ class Run:
             ratio = 2.0
         if recipe in CODEBOOKS:
             ratio = CODEBOOK_PROMPT
-        few = recipe.startswith(("IQ1", "IQ2"))
-        least = CODEBOOK_GENERATION if few else 1.0
+        if recipe in UNEVEN or recipe.startswith("TQ"):
+            ratio = 1.0
+        least = FEW_BITS_GENERATION if recipe.startswith(FEW_BITS) else 1.0
         self.bar(models, "prompt", figures.ratio(prompt), ratio, "x llama.cpp")
         self.bar(models, "generation", figures.ratio(generate), least, "x llama.cpp")
-        if shape == LLAMA and recipe not in CODEBOOKS:
+        if shape == LLAMA and recipe not in CODEBOOKS and not recipe.startswith("TQ"):
             least = LEAST_SHARE.get(recipe, PACKED_SHARE)
             self.bar(models, "prompt", figures.shares[prompt], least, " of the peak")
             share = figures.shares[generate]

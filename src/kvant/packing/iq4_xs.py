@@ -23,6 +23,7 @@ class IQ4_XS(Packing):
     bits = 4
     good_for = "nearly Q4_K's quality in less; the smallest good 4 bits"
     block_layout = "half d, 8 x 6-bit scale, 256 nibbles"
+    feedback = "listed"
     grid = BookGrid(0, 32, settled=True, refits=1, widths=WIDTHS, n=32, book=IQ4)
     levels = IQ4.levels
 

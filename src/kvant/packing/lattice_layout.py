@@ -29,6 +29,7 @@ class LatticePacking(Packing):
     """A packing whose codes are points of a table; importance takes part in encoding."""
 
     fast = False  # codebooks are looked up, which takes processors longer than reading the bytes
+    feedback = "units"
     grid: ClassVar[LatticeGrid]
 
     @property

@@ -19,6 +19,7 @@ class Q2_K(Packing):
     bits = 2
     good_for = "extreme limits and research: when nothing larger fits"
     block_layout = "16 x (4-bit scale, 4-bit minimum), 256 x 2 bits, half d, half dmin"
+    feedback = "even"
     grid = AffineGrid(
         n=16,
         levels=3,

@@ -19,6 +19,7 @@ class Q3_K(Packing):
     bits = 3
     good_for = "small devices that must give up some quality for size"
     block_layout = "256 third bits, 256 x 2 bits, 16 x 6-bit scale, half d"
+    feedback = "even"
     grid = SymmetricGrid(
         half=4,
         scale_half=32,

@@ -24,6 +24,7 @@ class Q4_K(Packing):
     bits = 4
     good_for = "phones and balance: most of the quality at under a third of 16 bits"
     block_layout = "half d, half dmin, 8 x (6-bit scale, 6-bit minimum), 256 nibbles"
+    feedback = "even"
     grid = AffineGrid(
         n=32,
         levels=15,

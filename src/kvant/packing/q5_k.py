@@ -28,6 +28,7 @@ class Q5_K(Packing):
     block_layout = (
         "half d, half dmin, 8 x (6-bit scale, 6-bit minimum), 256 fifth bits, 256 nibbles"
     )
+    feedback = "even"
     grid = AffineGrid(
         n=32,
         levels=31,

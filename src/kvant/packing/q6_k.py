@@ -18,6 +18,7 @@ class Q6_K(Packing):
     bits = 6
     good_for = "almost no loss; output and embedding tensors of smaller recipes"
     block_layout = "256 nibbles, 256 x 2 high bits, 16 x 8-bit scale, half d"
+    feedback = "even"
     grid = SymmetricGrid(
         half=32,
         scale_half=128,

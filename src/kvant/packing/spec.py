@@ -27,6 +27,7 @@ __all__ = [
     "SCALES",
     "Bytes",
     "Codes",
+    "Feedback",
     "Floats",
     "Grid",
     "Packing",
@@ -40,6 +41,10 @@ Codes = npt.NDArray[Any]  # uint8
 Bytes = npt.NDArray[Any]  # uint8
 Scales = npt.NDArray[Any]  # of dtype SCALES
 PrecisionClass = Literal["ultra-low", "low", "medium", "full"]
+Feedback = Literal["even", "listed", "units"]
+"""How methods choose codes one after the other (`kvant.packing.feedback`): weight by weight, on
+levels of which two tell all or that are listed, or several weights together, by kernels of the
+packing's own."""
 
 SCALES = np.dtype(
     [("d", "<f4"), ("dmin", "<f4"), ("sub", "i1", (16,)), ("submin", "u1", (16,))], align=False
@@ -85,6 +90,10 @@ class Packing(ABC):
     searches: ClassVar[bool] = True
     """Whether scales are searched for, so that the importance of weights makes a difference;
     otherwise a formula gives them."""
+    feedback: ClassVar[Feedback | None] = None
+    """How methods that correct errors choose codes; None where they cannot, or gain nothing."""
+    refits: ClassVar[bool] = True
+    """Whether ``d`` (and ``dmin``) may become any half for fixed codes."""
     levels: ClassVar[tuple[int, ...] | None] = None
     """What each code stands for, in steps of its scale, where that is not evenly spaced."""
     grid: ClassVar[Grid]
@@ -99,6 +108,11 @@ class Packing(ABC):
     def block(self) -> int:
         """Weights in a block."""
         return self.storage.block
+
+    @property
+    def code_count(self) -> int:
+        """Codes that stand for something, from 0."""
+        return 1 << self.bits
 
     @property
     def bits_per_weight(self) -> float:

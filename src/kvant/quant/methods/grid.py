@@ -69,7 +69,8 @@ class Grid(Protocol):
         ...
 
     def directions(self, codes: Codes, scales: Scales) -> list[Floats]:
-        """What a block's weights change by when each of its free scales grows by one."""
+        """What a block's weights change by when each of its free scales, of which there may be
+        none, grows by one."""
         ...
 
     def moved(self, scales: Scales, steps: list[Floats]) -> Scales:
@@ -125,6 +126,8 @@ class _OfPacking:
         )
 
     def directions(self, codes: Codes, scales: Scales) -> list[Floats]:
+        if not get(self.name).refits:
+            return []
         unit = scales.copy()
         unit["d"], unit["dmin"] = 1, 0
         along = [self.decode(codes, unit)]

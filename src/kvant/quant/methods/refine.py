@@ -85,6 +85,8 @@ def _refitted(
     ``codes`` and ``gradient`` (half of it) are [rows, block], ``moments`` [block, block].
     """
     along = grid.directions(codes, scales)
+    if not along:
+        return scales, np.zeros_like(gradient)
     pulled = [u @ moments for u in along]
     rows = np.einsum
     a = rows("ij,ij->i", pulled[0], along[0])

@@ -27,7 +27,7 @@ def problem_of(packing, rows=4, columns=256, seed=0):
 
 
 def ways(grid, t, s, low):
-    """Codes, values and signs (1 for minus) of the points near ``t`` under up to two turned signs."""
+    """Codes, values and signs (1 for minus) of points near ``t``, up to two signs turned."""
     levels = np.array(grid.levels) + (0 if grid.shifted == "nobody" else -1 if low else 1)
     a = t if grid.signs == "none" else np.abs(t)
     step = (levels[-1] - levels[0]) / (len(levels) - 1)
@@ -55,7 +55,8 @@ def turns(group):
 def best(grid, t, s, low, m, parity=None):
     """Codes, values and (v - t) m (v - t) of the best way, of those of one parity."""
     lows = (False, True) if grid.shifted == "groups" else (low,)
-    codes, values, minus = (np.concatenate(x) for x in zip(*(ways(grid, t, s, b) for b in lows)))
+    found = [ways(grid, t, s, b) for b in lows]
+    codes, values, minus = (np.concatenate(x) for x in zip(*found, strict=True))
     if parity is not None:
         kept = minus % 2 == parity
         codes, values = codes[kept], values[kept]
@@ -90,7 +91,7 @@ def unit_of(grid):
 
 
 def textbook_feedback(problem):
-    """Units of columns in order; what is known of the others is the inverse, eliminated as it goes."""
+    """Units of columns in order; of the rest only the inverse is kept, eliminated as it goes."""
     grid = get(problem.packing).grid
     h = damped(problem.moments, 0.01)
     inverse, n = np.linalg.inv(h), unit_of(grid)

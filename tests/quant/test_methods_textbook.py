@@ -7,7 +7,7 @@ from kvant.packing import all_packings, get, native
 from kvant.quant.methods import METHODS, Problem, Quantised, applies
 from kvant.quant.methods.feedback import damped, feedback, fitted, inverse_factor
 from kvant.quant.methods.grid import grid_of
-from kvant.quant.methods.refine import refine
+from kvant.quant.methods.refine import refine, resized
 
 PACKINGS = sorted(p.name for p in all_packings() if applies(p.name))
 BY_WEIGHT = [p for p in PACKINGS if get(p).feedback != "units"]
@@ -119,6 +119,35 @@ def test_refitted_scales_solve_the_normal_equations(packing):
         loss_best = (a @ best - w) @ h @ (a @ best - w)
         error = found.values[row] - w
         assert error @ h @ error == pytest.approx(loss_best, rel=2e-3)  # d has eleven bits
+
+
+@pytest.mark.parametrize("packing", ["Q2_K", "Q3_K", "IQ4_XS", "IQ2_XS", "IQ1_S"])
+def test_integer_scales_are_the_best_of_all_one_after_the_other(packing):
+    problem = problem_of(packing, rows=2, columns=256)
+    start = feedback(problem)
+    found = start.scales[:, 0].copy()
+    h = problem.moments.astype(np.float32)
+    gradient = (start.values - problem.weights) @ h
+    shift = resized(grid_of(packing), start.codes, found, gradient, h)
+    for row in range(2):
+        scales = start.scales[row].copy()
+
+        def loss(codes=start.codes[row : row + 1], wanted=problem.weights[row], scales=scales):
+            error = native.decode(packing, codes, scales)[0] - wanted.astype(np.float64)
+            return error @ problem.moments @ error
+
+        for kind in get(packing).sub_scales:
+            for j in range(256 // kind.n):
+                losses = {}
+                for k in range(kind.least, kind.most + 1, kind.step):
+                    scales[kind.field][0, j] = k
+                    losses[k] = loss()
+                chosen = int(found[kind.field][row, j])
+                assert losses[chosen] <= min(losses.values()) * (1 + 1e-5)
+                scales[kind.field][0, j] = chosen
+    values = native.decode(packing, start.codes, found)
+    np.testing.assert_allclose(start.values + shift, values, atol=1e-6)
+    np.testing.assert_allclose(gradient, (values - problem.weights) @ h, atol=1e-4)
 
 
 def test_the_factor_is_of_the_inverse():

@@ -1,8 +1,8 @@
 """Codes chosen column by column: the core's loops inside one block of columns.
 
-A packing's ``feedback`` says how. Where codes stand for one weight each the loops need only what its
-``decode`` says of its levels: where these are evenly spaced two of them tell the others, otherwise
-all are listed. Where codes stand for several weights its kernels choose them together
+A packing's ``feedback`` says how. Where codes stand for one weight each the loops need only what
+its ``decode`` says of its levels: where these are evenly spaced two of them tell the others,
+otherwise all are listed. Where codes stand for several weights its kernels choose them together
 (native/kernels/lattice_feedback.h).
 """
 

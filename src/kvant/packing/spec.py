@@ -16,6 +16,7 @@ specification. :mod:`kvant.packing.native` does the same in the core, bit for bi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -33,6 +34,7 @@ __all__ = [
     "Packing",
     "PrecisionClass",
     "Scales",
+    "SubScales",
     "empty_scales",
 ]
 
@@ -52,6 +54,19 @@ SCALES = np.dtype(
 """The scales of one block: ``d`` and ``dmin`` of the block, integer multiples of them for each
 sub-block. Packings without sub-blocks leave ``sub`` and ``submin`` zero. The same 40 bytes as
 ``struct Scales`` in native/kernels/packing.h."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubScales:
+    """Integer scales of sub-blocks, as a format allows them: weights are linear in each."""
+
+    field: Literal["sub", "submin"]
+    """Of `SCALES`."""
+    n: int
+    """Weights of a sub-block."""
+    least: int
+    most: int
+    step: int = 1
 
 
 class Grid(Protocol):
@@ -94,6 +109,8 @@ class Packing(ABC):
     """How methods that correct errors choose codes; None where they cannot, or gain nothing."""
     refits: ClassVar[bool] = True
     """Whether ``d`` (and ``dmin``) may become any half for fixed codes."""
+    sub_scales: ClassVar[tuple[SubScales, ...]] = ()
+    """Integer scales that may be chosen anew for fixed codes."""
     levels: ClassVar[tuple[int, ...] | None] = None
     """What each code stands for, in steps of its scale, where that is not evenly spaced."""
     grid: ClassVar[Grid]

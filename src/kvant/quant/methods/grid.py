@@ -15,7 +15,7 @@ import numpy.typing as npt
 from kvant.packing import feedback, get, native
 from kvant.packing.groups import GROUP_SCALES, Groups
 from kvant.packing.quantise_groups import encode_groups, search_scales
-from kvant.packing.spec import SCALES, Codes, Floats, Scales
+from kvant.packing.spec import SCALES, Codes, Floats, Scales, SubScales
 
 __all__ = ["Grid", "grid_of"]
 
@@ -77,6 +77,11 @@ class Grid(Protocol):
         """Scales after such steps, as a file holds them."""
         ...
 
+    @property
+    def sub_scales(self) -> tuple[SubScales, ...]:
+        """Integer scales inside a block, which may be chosen anew for fixed codes."""
+        ...
+
 
 def grid_of(packing: str | Groups) -> Grid:
     """The grid of a GGUF packing by its name, or of groups."""
@@ -136,6 +141,10 @@ class _OfPacking:
             along.append(self.decode(codes, unit))
         return along
 
+    @property
+    def sub_scales(self) -> tuple[SubScales, ...]:
+        return get(self.name).sub_scales
+
     def moved(self, scales: Scales, steps: list[Floats]) -> Scales:
         new = scales.copy()
         new["d"] = _half(scales["d"] + steps[0])
@@ -187,6 +196,10 @@ class _OfGroups:
 
     def directions(self, codes: Codes, scales: Scales) -> list[Floats]:
         return self.groups.directions(codes, scales)
+
+    @property
+    def sub_scales(self) -> tuple[SubScales, ...]:
+        return ()
 
     def moved(self, scales: Scales, steps: list[Floats]) -> Scales:
         return self.groups.moved(scales, steps)

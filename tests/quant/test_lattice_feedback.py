@@ -9,7 +9,7 @@ import pytest
 from kvant.packing import all_packings, get, native
 from kvant.packing.lattice import _near_points, points_of
 from kvant.quant.methods import METHODS, Problem, Quantised
-from kvant.quant.methods.feedback import damped, feedback, fitted
+from kvant.quant.methods.feedback import damped, feedback, fitted, inverse_factor
 from kvant.quant.methods.grid import grid_of
 from kvant.quant.methods.refine import refine
 
@@ -95,7 +95,8 @@ def textbook_feedback(problem):
     grid = get(problem.packing).grid
     h = damped(problem.moments, 0.01)
     inverse, n = np.linalg.inv(h), unit_of(grid)
-    importance = (np.diag(h) / np.diag(h).mean()).astype(np.float32)
+    left = 1 / np.diag(inverse_factor(h)) ** 2
+    importance = (left / left.mean()).astype(np.float32)
     w = problem.weights.astype(np.float64)
     codes, q = np.zeros(w.shape, np.uint8), np.zeros_like(w)
     for at in range(0, w.shape[1], n):

@@ -38,7 +38,8 @@ def textbook_gptq(problem, damping):
     packing = get(problem.packing)
     h = damped(problem.moments, damping)
     inverse = np.linalg.inv(h)
-    importance = (np.diag(h) / np.diag(h).mean()).astype(np.float32)
+    left = 1 / np.diag(inverse_factor(h)) ** 2
+    importance = (left / left.mean()).astype(np.float32)
     w = problem.weights.astype(np.float64)
     q = np.zeros_like(w)
     codes = np.zeros(w.shape, np.uint8)

@@ -6,8 +6,10 @@ e = (w_j - q_j) / U_jj changes column i > j by -e U_ji. A packing's scales belon
 columns. A block's are fitted when its turn comes, to the weights as they have been corrected by
 then, and its codes follow under fixed scales.
 
-Scales are fitted for the least error weighed by ``diag(H)``. The factor is found without inverting
-H: U is the inverse of the upper R in H = R R^T, which is the Cholesky factor of H read backwards.
+Scales are fitted for the least error weighed by 1 / U_jj^2, what an error in column j costs after
+the columns to come have made up for it (and by the size of weights where that pays, as a search
+without feedback does: `quant.weighting`). The factor is found without inverting H: U is the inverse
+of the upper R in H = R R^T, which is the Cholesky factor of H read backwards.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def feedback(problem: Problem, *, damping: float = DAMPING) -> Quantised:
     moments = damped(problem.moments, damping)
     factor = inverse_factor(moments).astype(np.float32)
     inverse = 1 / np.diag(factor)
-    importance = _importance(moments)
+    importance = _importance(factor)
     w = problem.weights.astype(np.float32)  # a copy
     codes = np.empty(w.shape, np.uint8)
     scales = np.empty((len(w), w.shape[1] // size), grid.dtype)
@@ -81,11 +83,13 @@ def _upper_inverse(r: Matrix) -> Matrix:
 
 
 def fitted(grid: Grid, x: Floats, importance: Floats) -> Scales:
-    """Scales of one block in every row, errors weighed by ``importance`` [block]."""
-    return grid.fit(np.ascontiguousarray(x), importance[None])
+    """Scales of one block in every row, its columns weighed by ``importance`` [block]."""
+    x = np.ascontiguousarray(x)
+    return grid.fit(x, grid.weighed(x, importance))
 
 
-def _importance(moments: Matrix) -> Floats:
-    diagonal = np.diag(moments)
-    found: Floats = (diagonal / diagonal.mean()).astype(np.float32)
+def _importance(factor: Floats) -> Floats:
+    """What a squared error in each column costs after the columns to come have made up for it."""
+    left = 1 / np.square(np.diag(factor).astype(np.float64))
+    found: Floats = (left / left.mean()).astype(np.float32)
     return found

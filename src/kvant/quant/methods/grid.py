@@ -16,6 +16,7 @@ from kvant.packing import feedback, get, native
 from kvant.packing.groups import GROUP_SCALES, Groups
 from kvant.packing.quantise_groups import encode_groups, search_scales
 from kvant.packing.spec import SCALES, Codes, Floats, Scales, SubScales
+from kvant.quant.weighting import error_weights
 
 __all__ = ["Grid", "grid_of"]
 
@@ -31,6 +32,13 @@ class Grid(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the scales of a block."""
+        ...
+
+    def weighed(self, x: Floats, importance: Floats) -> Floats:
+        """What squared errors count where scales are fitted: [rows, columns] or [1, columns].
+
+        ``x`` [rows, columns] are the weights, ``importance`` [columns] how much columns matter.
+        """
         ...
 
     def fit(self, x: Floats, importance: Floats) -> Scales:
@@ -100,6 +108,11 @@ class _OfPacking:
     def dtype(self) -> np.dtype[Any]:
         return SCALES
 
+    def weighed(self, x: Floats, importance: Floats) -> Floats:
+        weights = error_weights(self.name, x, importance)
+        assert weights is not None
+        return np.atleast_2d(weights)
+
     def fit(self, x: Floats, importance: Floats) -> Scales:
         weights = np.tile(importance, (len(x) // len(importance), 1))
         return native.fit(self.name, x, weights)
@@ -164,6 +177,9 @@ class _OfGroups:
     @property
     def dtype(self) -> np.dtype[Any]:
         return GROUP_SCALES
+
+    def weighed(self, x: Floats, importance: Floats) -> Floats:
+        return importance[None]
 
     def fit(self, x: Floats, importance: Floats) -> Scales:
         return search_scales(self.groups, x, importance)

@@ -162,7 +162,7 @@ def test_the_factor_is_of_the_inverse():
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_bytes_decode_to_the_values_whatever_the_threads(method, packing):
     one, three = (
-        METHODS[method](problem_of(packing, rows=200, columns=256, threads=t)) for t in (1, 3)
+        METHODS[method](problem_of(packing, rows=130, columns=256, threads=t)) for t in (1, 3)
     )
     assert np.array_equal(one.packed(), three.packed())
     assert np.array_equal(native.dequantize(packing, one.packed()), one.values)

@@ -14,6 +14,8 @@ of the upper R in H = R R^T, which is the Cholesky factor of H read backwards.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import numpy.typing as npt
 
@@ -29,6 +31,9 @@ DAMPING = 0.01
 """Of the mean of H's diagonal, added to it: what a finite text says of rare directions is noise."""
 
 
+_WORTH_A_THREAD = 64  # rows
+
+
 def feedback(problem: Problem, *, damping: float = DAMPING) -> Quantised:
     """Scales block by block and codes column by column, each correcting what follows."""
     grid = grid_of(problem.packing)
@@ -42,7 +47,7 @@ def feedback(problem: Problem, *, damping: float = DAMPING) -> Quantised:
     scales = np.empty((len(w), w.shape[1] // size), grid.dtype)
     for start in range(0, w.shape[1], size):
         here, later = slice(start, start + size), slice(start + size, None)
-        scales[:, start // size] = fitted(grid, w[:, here], importance[here])
+        scales[:, start // size] = fitted(grid, w[:, here], importance[here], problem.threads)
         codes[:, here], error = grid.carry(
             w,
             start,
@@ -82,10 +87,18 @@ def _upper_inverse(r: Matrix) -> Matrix:
     return out
 
 
-def fitted(grid: Grid, x: Floats, importance: Floats) -> Scales:
+def fitted(grid: Grid, x: Floats, importance: Floats, threads: int = 1) -> Scales:
     """Scales of one block in every row, its columns weighed by ``importance`` [block]."""
-    x = np.ascontiguousarray(x)
-    return grid.fit(x, grid.weighed(x, importance))
+    parts = min(threads, max(1, len(x) // _WORTH_A_THREAD))
+
+    def fit(rows: Floats) -> Scales:
+        rows = np.ascontiguousarray(rows)
+        return grid.fit(rows, grid.weighed(rows, importance))
+
+    if parts == 1:
+        return fit(x)
+    with ThreadPoolExecutor(parts) as pool:
+        return np.concatenate(list(pool.map(fit, np.array_split(x, parts))))
 
 
 def _importance(factor: Floats) -> Floats:

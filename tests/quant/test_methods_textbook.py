@@ -193,3 +193,13 @@ def test_each_instruction_set_gives_the_same_codes(packing):
     finally:
         native.use_isa(before)
     assert all(np.array_equal(results[0], r) for r in results[1:])
+
+
+@pytest.mark.parametrize("packing", ["TQ1_0", "TQ2_0"])
+def test_weights_of_three_values_stay_as_they_are(packing):
+    problem = problem_of(packing)
+    codes = np.random.default_rng(1).integers(0, 3, problem.weights.shape)
+    problem.weights[...] = (codes - 1) * np.float32(0.0371)
+    found = METHODS["refine"](problem)
+    assert np.array_equal(found.codes, codes)
+    np.testing.assert_allclose(found.values, problem.weights, rtol=1e-3)

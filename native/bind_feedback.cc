@@ -25,14 +25,14 @@ void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
 }
 
-BlockColumn column_of(int type, int bits, bool even, BytesIn scales, BytesOut codes) {
+BlockColumn column_of(int type, int count, bool even, BytesIn scales, BytesOut codes) {
   for (const PackingKernels* const* p = current_isa().packings; *p; ++p)
     if ((*p)->id == type) {
-      require(bits >= 1 && bits <= 8, "codes have 1 to 8 bits");
+      require(count >= 2 && count <= 256, "there are 2 to 256 codes");
       require(scales.shape(1) == sizeof(Scales) && scales.shape(0) == codes.shape(0) &&
                   codes.shape(1) == size_t((*p)->block),
               "scales are [rows, 40] bytes, codes [rows, block]");
-      return {*p, bits, even, int64_t(codes.shape(0)),
+      return {*p, count, even, int64_t(codes.shape(0)),
               reinterpret_cast<const Scales*>(scales.data()), codes.data()};
     }
   throw std::invalid_argument("the core has no kernels for this packing");
@@ -45,7 +45,7 @@ BlockColumn group_column(int bits, Floats1& base, Floats1& step, std::optional<F
           "base and step are [rows], codes [rows, block]");
   require(!table || table->shape(0) == size_t(1) << bits, "a table has a level for each code");
   require(codes.shape(1) % 16 == 0 && codes.shape(1) <= 4096, "a group is 16 weights or more");
-  BlockColumn c{nullptr, bits, !table, int64_t(codes.shape(0)), nullptr, codes.data()};
+  BlockColumn c{nullptr, 1 << bits, !table, int64_t(codes.shape(0)), nullptr, codes.data()};
   c.block = int64_t(codes.shape(1));
   c.base = base.data();
   c.step = step.data();
@@ -62,18 +62,18 @@ void require_block(const BlockColumn& c, FloatsOut& a, size_t start, Floats2& sq
   require(out.shape(0) == size_t(c.rows) && out.shape(1) == block, "results are [rows, block]");
 }
 
-void carry(int type, int bits, bool even, FloatsOut w, size_t start, BytesIn scales, Floats2 factor,
+void carry(int type, int count, bool even, FloatsOut w, size_t start, BytesIn scales, Floats2 factor,
            Floats1 inverse, BytesOut codes, FloatsOut error, int threads) {
-  const BlockColumn c = column_of(type, bits, even, scales, codes);
+  const BlockColumn c = column_of(type, count, even, scales, codes);
   require_block(c, w, start, factor, inverse, error);
   nb::gil_scoped_release unlocked;
   carry_rows(c, w.data() + start, int64_t(w.shape(1)), factor.data(), inverse.data(), error.data(),
              threads);
 }
 
-void descend(int type, int bits, bool even, FloatsOut q, FloatsOut r, size_t start, BytesIn scales,
+void descend(int type, int count, bool even, FloatsOut q, FloatsOut r, size_t start, BytesIn scales,
              Floats2 moments, Floats1 inverse, BytesOut codes, FloatsOut change, int threads) {
-  const BlockColumn c = column_of(type, bits, even, scales, codes);
+  const BlockColumn c = column_of(type, count, even, scales, codes);
   require_block(c, q, start, moments, inverse, change);
   require(r.shape(0) == q.shape(0) && r.shape(1) == q.shape(1), "q and r have one shape");
   nb::gil_scoped_release unlocked;
@@ -105,11 +105,11 @@ void descend_group(int bits, Floats1 base, Floats1 step, std::optional<Floats1> 
 }  // namespace
 
 void bind_feedback(nb::module_& m) {
-  m.def("carry", &carry, "type"_a, "bits"_a, "even"_a, "w"_a.noconvert(), "start"_a,
+  m.def("carry", &carry, "type"_a, "count"_a, "even"_a, "w"_a.noconvert(), "start"_a,
         "scales"_a.noconvert(), "factor"_a.noconvert(), "inverse"_a.noconvert(),
         "codes"_a.noconvert(), "error"_a.noconvert(), "threads"_a,
         "Codes of a block of columns with error feedback inside it.");
-  m.def("descend", &descend, "type"_a, "bits"_a, "even"_a, "q"_a.noconvert(), "r"_a.noconvert(),
+  m.def("descend", &descend, "type"_a, "count"_a, "even"_a, "q"_a.noconvert(), "r"_a.noconvert(),
         "start"_a, "scales"_a.noconvert(), "moments"_a.noconvert(), "inverse"_a.noconvert(),
         "codes"_a.noconvert(), "change"_a.noconvert(), "threads"_a,
         "One sweep of coordinate descent over the codes of a block of columns.");

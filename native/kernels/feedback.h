@@ -33,6 +33,29 @@ using DescendBlock = void (*)(const Levels& levels, int64_t block, float* q, flo
                               const float* moments, const float* inverse, uint8_t* codes,
                               float* change);
 
+// How the errors of a few weights whose codes are chosen together add up: of a group of weights (of
+// eight or four) they are |(q - w) inverse|^2 = (q - w) square (q - w)^T. Matrices have rows of eight.
+struct GroupForm {
+  float inverse[64];  // upper: of the diagonal block of the factor
+  float square[64];   // inverse times its transpose
+};
+
+// A unit is one group, or two of four; `cross` is the factor's block between the two.
+struct UnitForm {
+  GroupForm group[2];
+  float cross[16];
+  float solved[64];  // for descent: the inverse of the unit's second moments
+};
+
+struct Scales;
+
+// As CarryBlock and DescendBlock, for packings whose codes stand for several weights: a form for each
+// unit of the block of 256. Scales are not negative.
+using CarryUnits = void (*)(const Scales& scales, const UnitForm* forms, float* w, const float* factor,
+                            const float* inverse, uint8_t* codes, float* error);
+using DescendUnits = void (*)(const Scales& scales, const UnitForm* forms, float* q, float* r,
+                              const float* moments, uint8_t* codes, float* change);
+
 struct FeedbackKernels {
   CarryBlock carry;
   DescendBlock descend;

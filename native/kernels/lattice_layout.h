@@ -1,6 +1,7 @@
 // What the files of codebook packings share: signs beside the points, and panels.
 #pragma once
 
+#include "lattice_feedback.h"
 #include "lattice_search.h"
 #include "panels.h"
 
@@ -70,7 +71,8 @@ inline constexpr PackingKernels lattice_kernels(void (*layout)(const uint8_t*, c
                                                                int64_t)) {
   return {P::type, 256, BYTES, Lattice<P>::fit, Lattice<P>::encode, Lattice<P>::decode, layout, UNLAYOUT,
           &panel_kernels<LevelPanel<P>, BYTES, FOR_PANELS>, nullptr, Lattice<P>::encode_weighted,
-          Lattice<P>::encode_groups, Lattice<P>::unit};
+          Lattice<P>::encode_groups, Lattice<P>::unit, P::group,
+          LatticeFeedback<P>::carry, LatticeFeedback<P>::descend};
 }
 
 }  // namespace kvant::KVANT_ISA

@@ -44,7 +44,11 @@ struct PackingKernels {
                           int64_t blocks) = nullptr;
   void (*encode_groups)(const float* x, const float* w, const float* scales, const uint8_t* low,
                         uint8_t* codes, int64_t groups) = nullptr;
-  int group = 1;
+  int group = 1;  // weights encoded together
+  int point = 1;  // of them, those of one point
+  // Their error feedback and descent.
+  CarryUnits carry_units = nullptr;
+  DescendUnits descend_units = nullptr;
 };
 
 // One per instruction set: a null-terminated list of packings, and work on runs of plain floats.

@@ -10,13 +10,13 @@ namespace kvant {
 // Rows of one block of columns of a matrix. Rows are `stride` floats apart.
 struct BlockColumn {
   const PackingKernels* packing;  // null: levels follow from base and step
-  int bits;          // of a code
+  int count;         // codes there are
   bool even;         // levels are evenly spaced
   int64_t rows;
   const Scales* scales;  // [rows]
   uint8_t* codes;        // [rows, block]
   // Without a packing: code c of row r stands for base[r] + step[r] c, or where there is a table
-  // (of 1 << bits levels) for base[r] + step[r] table[c].
+  // (of `count` levels) for base[r] + step[r] table[c].
   int64_t block = 0;
   const float* base = nullptr;
   const float* step = nullptr;

@@ -23,7 +23,7 @@ def unlayout(type: int, data: _U8, codes: _U8, scales: _U8) -> None: ...
 def start_writing(fd: int) -> bool: ...
 def carry(
     type: int,
-    bits: int,
+    count: int,
     even: bool,
     w: _F32,
     start: int,
@@ -36,7 +36,7 @@ def carry(
 ) -> None: ...
 def descend(
     type: int,
-    bits: int,
+    count: int,
     even: bool,
     q: _F32,
     r: _F32,

@@ -7,9 +7,11 @@ from kvant.packing import all_packings, get, native
 from kvant.quant.methods import METHODS, Problem, Quantised, applies
 from kvant.quant.methods.feedback import damped, feedback, fitted, inverse_factor
 from kvant.quant.methods.grid import grid_of
-from kvant.quant.methods.refine import refine
+from kvant.quant.methods.refine import refine, resized
 
 PACKINGS = sorted(p.name for p in all_packings() if applies(p.name))
+BY_WEIGHT = [p for p in PACKINGS if get(p).feedback != "units"]
+"""The others are in test_lattice_feedback.py."""
 
 
 def problem_of(packing, rows=6, columns=512, seed=0, threads=1):
@@ -36,7 +38,8 @@ def textbook_gptq(problem, damping):
     packing = get(problem.packing)
     h = damped(problem.moments, damping)
     inverse = np.linalg.inv(h)
-    importance = (np.diag(h) / np.diag(h).mean()).astype(np.float32)
+    left = 1 / np.diag(inverse_factor(h)) ** 2
+    importance = (left / left.mean()).astype(np.float32)
     w = problem.weights.astype(np.float64)
     q = np.zeros_like(w)
     codes = np.zeros(w.shape, np.uint8)
@@ -46,7 +49,7 @@ def textbook_gptq(problem, damping):
             grid_of(problem.packing), w[:, start:stop].astype(np.float32), importance[start:stop]
         )
         tables = [
-            levels_of(problem.packing, scales[r : r + 1], 1 << packing.bits) for r in range(len(w))
+            levels_of(problem.packing, scales[r : r + 1], packing.code_count) for r in range(len(w))
         ]
         for j in range(start, stop):
             for row in range(len(w)):
@@ -58,7 +61,7 @@ def textbook_gptq(problem, damping):
     return codes, q
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("packing", BY_WEIGHT)
 def test_feedback_is_the_textbooks(packing):
     problem = problem_of(packing)
     found = feedback(problem, damping=0.01)
@@ -79,18 +82,18 @@ def test_each_method_gains_on_the_one_before(packing):
     assert METHODS["refine-long"](problem).loss(problem) < losses[2]
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("packing", BY_WEIGHT)
 def test_a_sweep_is_the_textbooks_coordinate_descent(packing):
     problem = problem_of(packing)
     start = feedback(problem)
     found = refine(problem, start, sweeps=1, scales=False)
     h = damped(problem.moments, 0.01).astype(np.float32).astype(np.float64)
-    block, bits = get(packing).block, get(packing).bits
+    block, count = get(packing).block, get(packing).code_count
     codes, q = start.codes.copy(), start.values.astype(np.float64)
     for row in range(len(codes)):
         for j in range(codes.shape[1]):
             at = j // block
-            levels = levels_of(packing, start.scales[row, at : at + 1], 1 << bits)[:, j % block]
+            levels = levels_of(packing, start.scales[row, at : at + 1], count)[:, j % block]
             gradient = (q[row] - problem.weights[row]) @ h[:, j]
             codes[row, j] = nearest(levels, q[row, j] - gradient / h[j, j])
             q[row, j] = levels[codes[row, j]]
@@ -119,6 +122,35 @@ def test_refitted_scales_solve_the_normal_equations(packing):
         assert error @ h @ error == pytest.approx(loss_best, rel=2e-3)  # d has eleven bits
 
 
+@pytest.mark.parametrize("packing", ["Q2_K", "Q3_K", "IQ4_XS", "IQ2_XS", "IQ1_S"])
+def test_integer_scales_are_the_best_of_all_one_after_the_other(packing):
+    problem = problem_of(packing, rows=2, columns=256)
+    start = feedback(problem)
+    found = start.scales[:, 0].copy()
+    h = problem.moments.astype(np.float32)
+    gradient = (start.values - problem.weights) @ h
+    shift = resized(grid_of(packing), start.codes, found, gradient, h)
+    for row in range(2):
+        scales = start.scales[row].copy()
+
+        def loss(codes=start.codes[row : row + 1], wanted=problem.weights[row], scales=scales):
+            error = native.decode(packing, codes, scales)[0] - wanted.astype(np.float64)
+            return error @ problem.moments @ error
+
+        for kind in get(packing).sub_scales:
+            for j in range(256 // kind.n):
+                losses = {}
+                for k in range(kind.least, kind.most + 1, kind.step):
+                    scales[kind.field][0, j] = k
+                    losses[k] = loss()
+                chosen = int(found[kind.field][row, j])
+                assert losses[chosen] <= min(losses.values()) * (1 + 1e-5)
+                scales[kind.field][0, j] = chosen
+    values = native.decode(packing, start.codes, found)
+    np.testing.assert_allclose(start.values + shift, values, atol=1e-6)
+    np.testing.assert_allclose(gradient, (values - problem.weights) @ h, atol=1e-4)
+
+
 def test_the_factor_is_of_the_inverse():
     h = damped(problem_of("Q4_K", columns=256).moments, 0.01)
     u = inverse_factor(h)
@@ -130,7 +162,7 @@ def test_the_factor_is_of_the_inverse():
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_bytes_decode_to_the_values_whatever_the_threads(method, packing):
     one, three = (
-        METHODS[method](problem_of(packing, rows=200, columns=256, threads=t)) for t in (1, 3)
+        METHODS[method](problem_of(packing, rows=130, columns=256, threads=t)) for t in (1, 3)
     )
     assert np.array_equal(one.packed(), three.packed())
     assert np.array_equal(native.dequantize(packing, one.packed()), one.values)
@@ -148,10 +180,11 @@ def test_columns_never_used_and_rows_of_zeros_do_no_harm(method):
     assert np.isfinite(METHODS[method](nothing).values).all()
 
 
-def test_each_instruction_set_gives_the_same_codes():
+@pytest.mark.parametrize("packing", ["Q3_K", "IQ2_XS", "IQ3_XXS", "IQ3_S", "IQ1_M"])
+def test_each_instruction_set_gives_the_same_codes(packing):
     from kvant import _core
 
-    before, problem = _core.current_isa(), problem_of("Q3_K", rows=3)
+    before, problem = _core.current_isa(), problem_of(packing, rows=3)
     results = []
     try:
         for isa in _core.isas():
@@ -160,3 +193,13 @@ def test_each_instruction_set_gives_the_same_codes():
     finally:
         native.use_isa(before)
     assert all(np.array_equal(results[0], r) for r in results[1:])
+
+
+@pytest.mark.parametrize("packing", ["TQ1_0", "TQ2_0"])
+def test_weights_of_three_values_stay_as_they_are(packing):
+    problem = problem_of(packing)
+    codes = np.random.default_rng(1).integers(0, 3, problem.weights.shape)
+    problem.weights[...] = (codes - 1) * np.float32(0.0371)
+    found = METHODS["refine"](problem)
+    assert np.array_equal(found.codes, codes)
+    np.testing.assert_allclose(found.values, problem.weights, rtol=1e-3)

@@ -1,8 +1,9 @@
 """Codes chosen column by column: the core's loops inside one block of columns.
 
-Both need only what a packing's ``decode`` says of its levels, so they work for packings whose codes
-stand for one weight each. To let a new one join, add its name below: where its levels are evenly
-spaced two of them tell the others, otherwise all are listed.
+A packing's ``feedback`` says how. Where codes stand for one weight each the loops need only what
+its ``decode`` says of its levels: where these are evenly spaced two of them tell the others,
+otherwise all are listed. Where codes stand for several weights its kernels choose them together
+(native/kernels/lattice_feedback.h).
 """
 
 from __future__ import annotations
@@ -20,27 +21,7 @@ __all__ = [
     "carry_group",
     "descend",
     "descend_group",
-    "evenly_spaced",
-    "weight_by_weight",
 ]
-
-
-_EVEN = frozenset({"Q1_0", "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K"})
-_LISTED = frozenset({"IQ4_NL", "IQ4_XS"})
-
-
-def evenly_spaced(name: str) -> bool:
-    """Whether the levels of a block are base + step code, so that two of them tell all."""
-    return name in _EVEN
-
-
-def weight_by_weight(name: str) -> bool:
-    """Whether each code of a packing stands for one weight, on levels that `decode` tells.
-
-    Not so where a code stands for several weights, nor for MXFP4 and NVFP4, whose scales are small
-    floats, nor for Q8_0, whose codes are signed bytes and so fine that there is nothing to gain.
-    """
-    return name in _EVEN or name in _LISTED
 
 
 def carry(
@@ -76,8 +57,8 @@ def carry(
     error = np.empty((len(w), packing.block), np.float32)
     _core.carry(
         packing.storage.id,
-        packing.bits,
-        evenly_spaced(packing.name),
+        packing.code_count,
+        packing.feedback == "even",
         w,
         start,
         _bytes_of(scales),
@@ -122,8 +103,8 @@ def descend(
     change = np.empty((len(q), packing.block), np.float32)
     _core.descend(
         packing.storage.id,
-        packing.bits,
-        evenly_spaced(packing.name),
+        packing.code_count,
+        packing.feedback == "even",
         q,
         r,
         start,

@@ -22,6 +22,7 @@ class IQ4_NL(Packing):
     bits = 4
     good_for = "four bits a little better than Q4_0; rows of 32"
     block_layout = "half d, 32 nibbles"
+    feedback = "listed"
     grid = FlatBookGrid(book=IQ4, widths=WIDTHS)
     levels = IQ4.levels
 

@@ -8,7 +8,7 @@ from kvant.packing.book import IQ4, BookGrid
 from kvant.packing.half import half_bytes, half_values
 from kvant.packing.iq4_nl import WIDTHS
 from kvant.packing.plain import from_nibbles, nibbles
-from kvant.packing.spec import Bytes, Codes, Packing, Scales, empty_scales
+from kvant.packing.spec import Bytes, Codes, Packing, Scales, SubScales, empty_scales
 
 __all__ = ["IQ4_XS"]
 
@@ -23,6 +23,8 @@ class IQ4_XS(Packing):
     bits = 4
     good_for = "nearly Q4_K's quality in less; the smallest good 4 bits"
     block_layout = "half d, 8 x 6-bit scale, 256 nibbles"
+    feedback = "listed"
+    sub_scales = (SubScales("sub", 32, -32, 31),)
     grid = BookGrid(0, 32, settled=True, refits=1, widths=WIDTHS, n=32, book=IQ4)
     levels = IQ4.levels
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.packing.lattice import LatticeGrid, points_of
-from kvant.packing.spec import Bytes, Codes, Floats, Packing, PrecisionClass, Scales
+from kvant.packing.spec import Bytes, Codes, Floats, Packing, PrecisionClass, Scales, SubScales
 
 __all__ = [
     "LatticePacking",
@@ -29,7 +29,11 @@ class LatticePacking(Packing):
     """A packing whose codes are points of a table; importance takes part in encoding."""
 
     fast = False  # codebooks are looked up, which takes processors longer than reading the bytes
+    feedback = "units"
     grid: ClassVar[LatticeGrid]
+
+    def __init_subclass__(cls) -> None:
+        cls.sub_scales = (SubScales("sub", cls.grid.sub, 1, 2 * cls.grid.steps + 1, 2),)
 
     @property
     def precision_class(self) -> PrecisionClass:

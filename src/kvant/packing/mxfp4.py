@@ -37,6 +37,8 @@ class MXFP4(Packing):
     bits = 4
     good_for = "experts of models published in this format"
     block_layout = "exponent byte, 32 nibbles"
+    feedback = "listed"
+    refits = False
     fast = False  # IQ4_XS leaves less error in as many bytes: a search for a budget need not try it
     levels = FP4.levels
 

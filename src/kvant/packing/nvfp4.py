@@ -35,6 +35,8 @@ class NVFP4(Packing):
     bits = 4
     good_for = "models published in this format, for NVIDIA's Blackwell"
     block_layout = "4 x e4m3, 4 x 16 nibbles"
+    feedback = "listed"
+    refits = False
     fast = False  # IQ4_NL leaves less error in as many bytes
     levels = FP4.levels
 

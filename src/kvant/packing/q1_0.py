@@ -17,6 +17,7 @@ class Q1_0(Packing):
     bits = 1
     good_for = "models trained with two values a weight; the least there is"
     block_layout = "half d, 128 bits"
+    feedback = "even"
     fast = False  # and for models that were trained so: a search for a budget need not try it
 
     def fit(self, x: Floats, importance: Floats | None = None) -> Scales:

@@ -7,7 +7,7 @@ import numpy as np
 from kvant.packing.half import half_bytes, half_values
 from kvant.packing.k_layout import from_pair_runs, pair_runs
 from kvant.packing.search import AffineGrid
-from kvant.packing.spec import Bytes, Codes, Packing, Scales, empty_scales
+from kvant.packing.spec import Bytes, Codes, Packing, Scales, SubScales, empty_scales
 
 __all__ = ["Q2_K"]
 
@@ -19,6 +19,8 @@ class Q2_K(Packing):
     bits = 2
     good_for = "extreme limits and research: when nothing larger fits"
     block_layout = "16 x (4-bit scale, 4-bit minimum), 256 x 2 bits, half d, half dmin"
+    feedback = "even"
+    sub_scales = (SubScales("sub", 16, 0, 15), SubScales("submin", 16, 0, 15))
     grid = AffineGrid(
         n=16,
         levels=3,

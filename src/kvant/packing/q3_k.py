@@ -7,7 +7,7 @@ import numpy as np
 from kvant.packing.half import half_bytes, half_values
 from kvant.packing.k_layout import bit_planes, from_bit_planes, from_pair_runs, pair_runs
 from kvant.packing.search import SymmetricGrid
-from kvant.packing.spec import Bytes, Codes, Packing, Scales, empty_scales
+from kvant.packing.spec import Bytes, Codes, Packing, Scales, SubScales, empty_scales
 
 __all__ = ["Q3_K"]
 
@@ -19,6 +19,8 @@ class Q3_K(Packing):
     bits = 3
     good_for = "small devices that must give up some quality for size"
     block_layout = "256 third bits, 256 x 2 bits, 16 x 6-bit scale, half d"
+    feedback = "even"
+    sub_scales = (SubScales("sub", 16, -32, 31),)
     grid = SymmetricGrid(
         half=4,
         scale_half=32,

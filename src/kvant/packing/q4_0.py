@@ -23,6 +23,7 @@ class Q4_0(Packing):
     bits = 4
     good_for = "the simplest 4 bits; runtimes with only basic kernels; rows of 32"
     block_layout = "half d, 32 nibbles"
+    feedback = "even"
     searches = False
     grid = PlainSymmetricGrid(half=8)
 

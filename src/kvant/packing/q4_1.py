@@ -23,6 +23,7 @@ class Q4_1(Packing):
     bits = 4
     good_for = "4 bits for weights that are not centred on zero; rows of 32"
     block_layout = "half d, half m, 32 nibbles"
+    feedback = "even"
     searches = False
     grid = PlainAffineGrid(levels=15)
 

@@ -12,7 +12,7 @@ from kvant.packing.k_layout import (
     scales_and_minima,
 )
 from kvant.packing.search import AffineGrid
-from kvant.packing.spec import Bytes, Codes, Packing, Scales, empty_scales
+from kvant.packing.spec import Bytes, Codes, Packing, Scales, SubScales, empty_scales
 
 __all__ = ["Q4_K"]
 
@@ -24,6 +24,8 @@ class Q4_K(Packing):
     bits = 4
     good_for = "phones and balance: most of the quality at under a third of 16 bits"
     block_layout = "half d, half dmin, 8 x (6-bit scale, 6-bit minimum), 256 nibbles"
+    feedback = "even"
+    sub_scales = (SubScales("sub", 32, 0, 63), SubScales("submin", 32, 0, 63))
     grid = AffineGrid(
         n=32,
         levels=15,

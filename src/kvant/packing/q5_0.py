@@ -25,6 +25,7 @@ class Q5_0(Packing):
     bits = 5
     good_for = "fallback of Q4_K where rows are not a multiple of 256"
     block_layout = "half d, 32 fifth bits, 32 nibbles"
+    feedback = "even"
     searches = False
     grid = PlainSymmetricGrid(half=16)
 

@@ -25,6 +25,7 @@ class Q5_1(Packing):
     bits = 5
     good_for = "fallback of Q5_K where rows are not a multiple of 256"
     block_layout = "half d, half m, 32 fifth bits, 32 nibbles"
+    feedback = "even"
     searches = False
     grid = PlainAffineGrid(levels=31)
 

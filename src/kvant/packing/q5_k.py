@@ -14,7 +14,7 @@ from kvant.packing.k_layout import (
     scales_and_minima,
 )
 from kvant.packing.search import AffineGrid
-from kvant.packing.spec import Bytes, Codes, Packing, Scales, empty_scales
+from kvant.packing.spec import Bytes, Codes, Packing, Scales, SubScales, empty_scales
 
 __all__ = ["Q5_K"]
 
@@ -28,6 +28,8 @@ class Q5_K(Packing):
     block_layout = (
         "half d, half dmin, 8 x (6-bit scale, 6-bit minimum), 256 fifth bits, 256 nibbles"
     )
+    feedback = "even"
+    sub_scales = (SubScales("sub", 32, 0, 63), SubScales("submin", 32, 0, 63))
     grid = AffineGrid(
         n=32,
         levels=31,

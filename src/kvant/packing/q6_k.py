@@ -6,7 +6,7 @@ import numpy as np
 
 from kvant.packing.half import half_bytes, half_values
 from kvant.packing.search import SymmetricGrid
-from kvant.packing.spec import Bytes, Codes, Packing, Scales, empty_scales
+from kvant.packing.spec import Bytes, Codes, Packing, Scales, SubScales, empty_scales
 
 __all__ = ["Q6_K"]
 
@@ -18,6 +18,8 @@ class Q6_K(Packing):
     bits = 6
     good_for = "almost no loss; output and embedding tensors of smaller recipes"
     block_layout = "256 nibbles, 256 x 2 high bits, 16 x 8-bit scale, half d"
+    feedback = "even"
+    sub_scales = (SubScales("sub", 16, -128, 127),)
     grid = SymmetricGrid(
         half=32,
         scale_half=128,

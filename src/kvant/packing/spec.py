@@ -16,6 +16,7 @@ specification. :mod:`kvant.packing.native` does the same in the core, bit for bi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -27,11 +28,13 @@ __all__ = [
     "SCALES",
     "Bytes",
     "Codes",
+    "Feedback",
     "Floats",
     "Grid",
     "Packing",
     "PrecisionClass",
     "Scales",
+    "SubScales",
     "empty_scales",
 ]
 
@@ -40,6 +43,10 @@ Codes = npt.NDArray[Any]  # uint8
 Bytes = npt.NDArray[Any]  # uint8
 Scales = npt.NDArray[Any]  # of dtype SCALES
 PrecisionClass = Literal["ultra-low", "low", "medium", "full"]
+Feedback = Literal["even", "listed", "units"]
+"""How methods choose codes one after the other (`kvant.packing.feedback`): weight by weight, on
+levels of which two tell all or that are listed, or several weights together, by kernels of the
+packing's own."""
 
 SCALES = np.dtype(
     [("d", "<f4"), ("dmin", "<f4"), ("sub", "i1", (16,)), ("submin", "u1", (16,))], align=False
@@ -47,6 +54,19 @@ SCALES = np.dtype(
 """The scales of one block: ``d`` and ``dmin`` of the block, integer multiples of them for each
 sub-block. Packings without sub-blocks leave ``sub`` and ``submin`` zero. The same 40 bytes as
 ``struct Scales`` in native/kernels/packing.h."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubScales:
+    """Integer scales of sub-blocks, as a format allows them: weights are linear in each."""
+
+    field: Literal["sub", "submin"]
+    """Of `SCALES`."""
+    n: int
+    """Weights of a sub-block."""
+    least: int
+    most: int
+    step: int = 1
 
 
 class Grid(Protocol):
@@ -85,6 +105,12 @@ class Packing(ABC):
     searches: ClassVar[bool] = True
     """Whether scales are searched for, so that the importance of weights makes a difference;
     otherwise a formula gives them."""
+    feedback: ClassVar[Feedback | None] = None
+    """How methods that correct errors choose codes; None where they cannot, or gain nothing."""
+    refits: ClassVar[bool] = True
+    """Whether ``d`` (and ``dmin``) may become any half for fixed codes."""
+    sub_scales: ClassVar[tuple[SubScales, ...]] = ()
+    """Integer scales that may be chosen anew for fixed codes."""
     levels: ClassVar[tuple[int, ...] | None] = None
     """What each code stands for, in steps of its scale, where that is not evenly spaced."""
     grid: ClassVar[Grid]
@@ -99,6 +125,11 @@ class Packing(ABC):
     def block(self) -> int:
         """Weights in a block."""
         return self.storage.block
+
+    @property
+    def code_count(self) -> int:
+        """Codes that stand for something, from 0."""
+        return 1 << self.bits
 
     @property
     def bits_per_weight(self) -> float:

@@ -27,8 +27,14 @@ class TQ1_0(Packing):
     bits = 2
     good_for = "models trained with three values a weight; the smallest"
     block_layout = "240 codes five to a byte, 16 four to a byte, half d"
+    feedback = "even"
     fast = False  # and for models that were trained so: a search for a budget need not try it
     grid = TernaryGrid()
+
+    @property
+    def code_count(self) -> int:
+        """Three, in two bits."""
+        return 3
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:
         parts, at = [], 0

@@ -19,8 +19,14 @@ class TQ2_0(Packing):
     bits = 2
     good_for = "models trained with three values a weight; fast"
     block_layout = "256 x 2 bits, half d"
+    feedback = "even"
     fast = False  # and for models that were trained so: a search for a budget need not try it
     grid = TernaryGrid()
+
+    @property
+    def code_count(self) -> int:
+        """Three, in two bits."""
+        return 3
 
     def layout(self, codes: Codes, scales: Scales) -> Bytes:
         return np.concatenate([pair_runs(codes), half_bytes(scales["d"])], 1)

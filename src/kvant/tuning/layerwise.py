@@ -25,6 +25,7 @@ from kvant.quant.methods import Method, Problem, Quantised, applies
 
 __all__ = ["Layerwise", "Progress", "quantise_grids", "quantise_layers"]
 
+TIED = False
 Bytes = npt.NDArray[np.uint8]
 Progress = Callable[[int, int, str], None]
 
@@ -134,7 +135,13 @@ def quantise_grids(
         walk.advance()
     if engine.encodes:
         return
-    head = wanted(["output.weight"] if "output.weight" in checkpoint.weights else [])
+    head = wanted(
+        ["output.weight"]
+        if "output.weight" in checkpoint.weights
+        else ["token_embd.weight"]
+        if TIED
+        else []
+    )
     if head:
         moments = SecondMoments(engine.hidden_size)
         for x in walk.head_inputs():

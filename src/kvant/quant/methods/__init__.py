@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from kvant.packing.feedback import weight_by_weight
+from kvant.packing import get
 from kvant.packing.groups import Groups
 from kvant.quant.methods.feedback import feedback
 from kvant.quant.methods.problem import Problem, Quantised
@@ -37,4 +37,4 @@ def applies(packing: str | Groups) -> bool:
     """
     if isinstance(packing, Groups):
         return packing.bits < 8 and packing.scale != "E8M0" and packing.block <= 256
-    return weight_by_weight(packing)
+    return get(packing).feedback is not None

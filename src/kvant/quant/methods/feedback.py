@@ -6,11 +6,15 @@ e = (w_j - q_j) / U_jj changes column i > j by -e U_ji. A packing's scales belon
 columns. A block's are fitted when its turn comes, to the weights as they have been corrected by
 then, and its codes follow under fixed scales.
 
-Scales are fitted for the least error weighed by ``diag(H)``. The factor is found without inverting
-H: U is the inverse of the upper R in H = R R^T, which is the Cholesky factor of H read backwards.
+Scales are fitted for the least error weighed by 1 / U_jj^2, what an error in column j costs after
+the columns to come have made up for it (and by the size of weights where that pays, as a search
+without feedback does: `quant.weighting`). The factor is found without inverting H: U is the inverse
+of the upper R in H = R R^T, which is the Cholesky factor of H read backwards.
 """
 
 from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +31,9 @@ DAMPING = 0.01
 """Of the mean of H's diagonal, added to it: what a finite text says of rare directions is noise."""
 
 
+_WORTH_A_THREAD = 64  # rows
+
+
 def feedback(problem: Problem, *, damping: float = DAMPING) -> Quantised:
     """Scales block by block and codes column by column, each correcting what follows."""
     grid = grid_of(problem.packing)
@@ -34,13 +41,13 @@ def feedback(problem: Problem, *, damping: float = DAMPING) -> Quantised:
     moments = damped(problem.moments, damping)
     factor = inverse_factor(moments).astype(np.float32)
     inverse = 1 / np.diag(factor)
-    importance = _importance(moments)
+    importance = _importance(factor)
     w = problem.weights.astype(np.float32)  # a copy
     codes = np.empty(w.shape, np.uint8)
     scales = np.empty((len(w), w.shape[1] // size), grid.dtype)
     for start in range(0, w.shape[1], size):
         here, later = slice(start, start + size), slice(start + size, None)
-        scales[:, start // size] = fitted(grid, w[:, here], importance[here])
+        scales[:, start // size] = fitted(grid, w[:, here], importance[here], problem.threads)
         codes[:, here], error = grid.carry(
             w,
             start,
@@ -80,12 +87,22 @@ def _upper_inverse(r: Matrix) -> Matrix:
     return out
 
 
-def fitted(grid: Grid, x: Floats, importance: Floats) -> Scales:
-    """Scales of one block in every row, errors weighed by ``importance`` [block]."""
-    return grid.fit(np.ascontiguousarray(x), importance[None])
+def fitted(grid: Grid, x: Floats, importance: Floats, threads: int = 1) -> Scales:
+    """Scales of one block in every row, its columns weighed by ``importance`` [block]."""
+    parts = min(threads, max(1, len(x) // _WORTH_A_THREAD))
+
+    def fit(rows: Floats) -> Scales:
+        rows = np.ascontiguousarray(rows)
+        return grid.fit(rows, grid.weighed(rows, importance))
+
+    if parts == 1:
+        return fit(x)
+    with ThreadPoolExecutor(parts) as pool:
+        return np.concatenate(list(pool.map(fit, np.array_split(x, parts))))
 
 
-def _importance(moments: Matrix) -> Floats:
-    diagonal = np.diag(moments)
-    found: Floats = (diagonal / diagonal.mean()).astype(np.float32)
+def _importance(factor: Floats) -> Floats:
+    """What a squared error in each column costs after the columns to come have made up for it."""
+    left = 1 / np.square(np.diag(factor).astype(np.float64))
+    found: Floats = (left / left.mean()).astype(np.float32)
     return found

@@ -15,7 +15,8 @@ from kvant.packing import feedback, get, native
 from kvant.packing.groups import GROUP_SCALES, Groups
 from kvant.packing.half import to_half
 from kvant.packing.quantise_groups import encode_groups, search_scales
-from kvant.packing.spec import SCALES, Codes, Floats, Scales
+from kvant.packing.spec import SCALES, Codes, Floats, Scales, SubScales
+from kvant.quant.weighting import error_weights
 
 __all__ = ["Grid", "grid_of"]
 
@@ -31,6 +32,13 @@ class Grid(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the scales of a block."""
+        ...
+
+    def weighed(self, x: Floats, importance: Floats) -> Floats:
+        """What squared errors count where scales are fitted: [rows, columns] or [1, columns].
+
+        ``x`` [rows, columns] are the weights, ``importance`` [columns] how much columns matter.
+        """
         ...
 
     def fit(self, x: Floats, importance: Floats) -> Scales:
@@ -69,11 +77,17 @@ class Grid(Protocol):
         ...
 
     def directions(self, codes: Codes, scales: Scales) -> list[Floats]:
-        """What a block's weights change by when each of its free scales grows by one."""
+        """What a block's weights change by when each of its free scales, of which there may be
+        none, grows by one."""
         ...
 
     def moved(self, scales: Scales, steps: list[Floats]) -> Scales:
         """Scales after such steps, as a file holds them."""
+        ...
+
+    @property
+    def sub_scales(self) -> tuple[SubScales, ...]:
+        """Integer scales inside a block, which may be chosen anew for fixed codes."""
         ...
 
 
@@ -93,6 +107,11 @@ class _OfPacking:
     @property
     def dtype(self) -> np.dtype[Any]:
         return SCALES
+
+    def weighed(self, x: Floats, importance: Floats) -> Floats:
+        weights = error_weights(self.name, x, importance)
+        assert weights is not None
+        return np.atleast_2d(weights)
 
     def fit(self, x: Floats, importance: Floats) -> Scales:
         weights = np.tile(importance, (len(x) // len(importance), 1))
@@ -125,6 +144,8 @@ class _OfPacking:
         )
 
     def directions(self, codes: Codes, scales: Scales) -> list[Floats]:
+        if not get(self.name).refits:
+            return []
         unit = scales.copy()
         unit["d"], unit["dmin"] = 1, 0
         along = [self.decode(codes, unit)]
@@ -132,6 +153,10 @@ class _OfPacking:
             unit["d"], unit["dmin"] = 0, 1
             along.append(self.decode(codes, unit))
         return along
+
+    @property
+    def sub_scales(self) -> tuple[SubScales, ...]:
+        return get(self.name).sub_scales
 
     def moved(self, scales: Scales, steps: list[Floats]) -> Scales:
         new = scales.copy()
@@ -152,6 +177,9 @@ class _OfGroups:
     @property
     def dtype(self) -> np.dtype[Any]:
         return GROUP_SCALES
+
+    def weighed(self, x: Floats, importance: Floats) -> Floats:
+        return importance[None]
 
     def fit(self, x: Floats, importance: Floats) -> Scales:
         return search_scales(self.groups, x, importance)
@@ -184,6 +212,10 @@ class _OfGroups:
 
     def directions(self, codes: Codes, scales: Scales) -> list[Floats]:
         return self.groups.directions(codes, scales)
+
+    @property
+    def sub_scales(self) -> tuple[SubScales, ...]:
+        return ()
 
     def moved(self, scales: Scales, steps: list[Floats]) -> Scales:
         return self.groups.moved(scales, steps)

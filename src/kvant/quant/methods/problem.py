@@ -24,7 +24,7 @@ class Problem:
     """
 
     packing: str | Groups
-    """A packing whose codes stand for one weight each, or groups."""
+    """A packing that says how it is fed back, or groups."""
     weights: Floats
     """W, float32 [rows, columns]; columns are whole blocks of the packing."""
     moments: npt.NDArray[np.float64]

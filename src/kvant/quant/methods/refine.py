@@ -4,9 +4,11 @@ Codes: coordinate descent. With G = (Q - W) H, half the gradient, the best value
 all others fixed is q_j - G_j / H_jj; the level nearest to it is taken. Unlike error feedback, which
 rounds each column once before it knows those to come, every column sees what all others became.
 
-Scales: with codes and the integer scales of sub-blocks fixed, the weights of a block are linear in
-the block's d and dmin, so the least squared error under H has a closed form of two unknowns for
-each row and block. They are rounded to half precision, and kept where the error really falls.
+Scales: with codes fixed, the weights of a sub-block are linear in its integer scale, so the error
+under H is a parabola in it, and the integer nearest to its lowest point is the best; one sub-block
+after the other. Then the weights of a block are linear in the block's d and dmin: the least squared
+error has a closed form of two unknowns for each row and block. They are rounded to half precision,
+and kept where the error really falls.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from kvant.packing.spec import Codes, Floats, Scales
+from kvant.packing.spec import Codes, Floats, Scales, SubScales
 from kvant.quant.methods.feedback import DAMPING, damped
 from kvant.quant.methods.grid import Grid, grid_of
 from kvant.quant.methods.problem import Problem, Quantised
 
-__all__ = ["refine"]
+__all__ = ["refine", "resized"]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -38,7 +40,7 @@ def refine(
         problem: the weights and their inputs.
         start: of the same packing.
         sweeps: passes over all columns.
-        scales: after the codes of a block, its d and dmin too.
+        scales: after the codes of a block, its scales too.
         damping: as for `feedback`.
     """
     grid = grid_of(problem.packing)
@@ -69,12 +71,46 @@ def refine(
             r[:, here] = before
             if scales:
                 gradient = before + change @ block
-                better, shift = _refitted(grid, mine, own, gradient, block)
+                shift = resized(grid, mine, own, gradient, block)
+                better, moved = _refitted(grid, mine, own, gradient, block)
+                shift += moved
                 found[:, at // size] = better
                 q[:, here] += shift
                 change += shift
             r += change @ moments[here]
     return Quantised.of(problem.packing, codes, found)
+
+
+def resized(grid: Grid, codes: Codes, scales: Scales, gradient: Floats, moments: Floats) -> Floats:
+    """How weights change by the integer scales of least error, chosen one after the other.
+
+    ``scales`` and ``gradient`` (half of it, [rows, block]) are updated.
+    """
+    shift = np.zeros_like(gradient)
+    for kind in grid.sub_scales:
+        own = scales[kind.field]
+        unit = _per_step(grid, codes, scales, kind)
+        for j in range(gradient.shape[1] // kind.n):
+            here = slice(j * kind.n, (j + 1) * kind.n)
+            u = unit[:, here]
+            a = np.einsum("ij,ij->i", u @ moments[here, here], u)
+            wanted = -np.einsum("ij,ij->i", gradient[:, here], u) / np.where(a > 0, a, 1)
+            old = own[:, j].astype(np.float32)
+            steps = np.rint((old + wanted - kind.least) / kind.step)
+            new = np.clip(kind.least + kind.step * steps, kind.least, kind.most)
+            delta = np.where(a > 0, new - old, 0).astype(np.float32)
+            own[:, j] = (old + delta).astype(own.dtype)
+            change = delta[:, None] * u
+            shift[:, here] += change
+            gradient += change @ moments[here]
+    return shift
+
+
+def _per_step(grid: Grid, codes: Codes, scales: Scales, kind: SubScales) -> Floats:
+    """What weights change by when each integer scale of a kind grows by one: [rows, block]."""
+    some, none = scales.copy(), scales.copy()
+    some[kind.field], none[kind.field] = 1, 0
+    return grid.decode(codes, some) - grid.decode(codes, none)
 
 
 def _refitted(
@@ -85,6 +121,8 @@ def _refitted(
     ``codes`` and ``gradient`` (half of it) are [rows, block], ``moments`` [block, block].
     """
     along = grid.directions(codes, scales)
+    if not along:
+        return scales, np.zeros_like(gradient)
     pulled = [u @ moments for u in along]
     rows = np.einsum
     a = rows("ij,ij->i", pulled[0], along[0])

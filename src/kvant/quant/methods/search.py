@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvant.packing.spec import Floats
 from kvant.quant.methods.grid import grid_of
 from kvant.quant.methods.problem import Problem, Quantised
-from kvant.quant.weighting import error_weights
 
 __all__ = ["search"]
 
@@ -18,10 +16,7 @@ def search(problem: Problem) -> Quantised:
     diagonal = np.diag(problem.moments)
     mean = diagonal.mean()
     importance = (diagonal / mean if mean > 0 else np.ones_like(diagonal)).astype(np.float32)
-    weights: Floats | None = importance
-    if isinstance(problem.packing, str):
-        weights = error_weights(problem.packing, problem.weights, importance)
-    assert weights is not None
+    weights = grid.weighed(problem.weights, importance)
     shape = (-1, grid.block)
     x = np.ascontiguousarray(problem.weights, np.float32).reshape(shape)
     scales = grid.fit(x, np.ascontiguousarray(weights).reshape(shape))

@@ -10,9 +10,10 @@ from typing import Any
 
 from kvant.errors import UnsupportedError, UsageError
 from kvant.files.source import quote
-from kvant.onnxtools.blocks import block_nodes, has_standard_weights, make_blocks, opset_needed
+from kvant.onnxtools.blocks import block_nodes, make_blocks, opset_needed
 from kvant.onnxtools.compare import Bounds, Comparison, Quality, latencies, measure_quality
 from kvant.onnxtools.half import half_nodes, make_half, overflowing
+from kvant.onnxtools.inner import all_nodes
 from kvant.onnxtools.integer import dynamic_nodes, make_dynamic, make_static, static_nodes
 from kvant.onnxtools.levels import WEIGHT_BITS, OnnxOptions
 from kvant.onnxtools.mixed import Kept, hold_bounds, measure_sensitivity
@@ -148,7 +149,7 @@ class Job:
         self._check_names(keep_float)
         done = Preparation(self.model, self.feeds(), self.threads, self.base)
         done.simplify()
-        if done.raise_opset(self._least_opset(done.model)):
+        if done.raise_opset(self._least_opset()):
             done.simplify()  # the converter leaves constants to fold
         self.adopt(done)
         nodes = self._prepared.proto.graph.node
@@ -180,9 +181,9 @@ class Job:
         """What was adopted is the variant."""
         self.proto = self._prepared.whole()
 
-    def _least_opset(self, model: OnnxModel) -> int:
+    def _least_opset(self) -> int:
         if self.level in WEIGHT_BITS:
-            standard = has_standard_weights(model, self.options)
+            standard = self.options.format == "qdq"
             return opset_needed(WEIGHT_BITS[self.level], standard=standard)
         return self.options.activations_opset
 
@@ -200,9 +201,11 @@ class Job:
             self._find_overflow()
         fixed = [kept.node for kept in self.kept]
         self.proto = self._make(fixed)
-        if [n.op_type for n in self.proto.graph.node] == [
-            n.op_type for n in self._prepared.proto.graph.node
-        ] and self.level != "float16":
+        kinds = [
+            [n.op_type for n in all_nodes(proto.graph)]
+            for proto in (self.proto, self._prepared.proto)
+        ]
+        if kinds[0] == kinds[1] and self.level != "float16":
             raise UnsupportedError(
                 f"{self.model.name}: {self.level} changes none of its nodes. Choose another level; "
                 "int8-weights and int4 take weights of MatMul, Gemm, Gather and Conv."

@@ -17,6 +17,7 @@ import numpy as np
 from kvant.errors import KvantError, UnsupportedError
 from kvant.files.source import printable
 from kvant.onnxtools.compare import relative, squares
+from kvant.onnxtools.inner import all_nodes, hoist_weights, inline_functions, to_hoist
 from kvant.onnxtools.model import OnnxModel, copy_of, name_nodes, opset
 from kvant.onnxtools.packages import need, onnx
 from kvant.onnxtools.save import EXTERNAL_FROM
@@ -80,7 +81,7 @@ class Preparation:
             self.did.append(f"{what}: undone, it changed an output by {wrong:.2g} of its size")
             return False
         self.model = after
-        counts = len(before.graph.node), len(after.proto.graph.node)
+        counts = [sum(1 for _ in all_nodes(p.graph)) for p in (before, after.proto)]
         self.did.append(f"{what}: {counts[0]} nodes, then {counts[1]}")
         return True
 
@@ -91,12 +92,22 @@ class Preparation:
         wrong = relative_change(self._expected, session.run(self._feeds))
         return None if wrong <= _TOLERANCE else wrong
 
-    def simplify(self) -> bool:
-        """onnxslim: constants folded, shapes inferred, batch norms fused, the unused dropped."""
+    def simplify(self) -> None:
+        """Functions where they are called; onnxslim; weights of inner graphs in the outermost.
+
+        onnxslim folds constants, infers shapes, fuses batch norms and drops the unused.
+        """
         if self.model.weight_bytes >= EXTERNAL_FROM:
             self.did.append("not simplified: onnxslim copies a model this large too often")
-            return False
-        return self.step("simplified (onnxslim)", need("onnxslim").slim)
+        else:
+            functions = len(self.model.proto.functions)
+            if functions:
+                what = f"{functions} functions of the model put where they are called (onnx)"
+                self.step(what, inline_functions)
+            self.step("simplified (onnxslim)", need("onnxslim").slim)
+        if to_hoist(self.model.proto):
+            what = "weights of inner graphs, and constants, moved to the outermost graph"
+            self.step(what, hoist_weights, whole=False)
 
     def raise_opset(self, least: int) -> bool:
         """Convert the model to opset ``least`` where it is older; whether it was.

@@ -1,0 +1,113 @@
+"""Weights stored in few bits and decoded by standard operators that are folded at loading.
+
+Cast, Sub and Mul over constants: ONNX Runtime computes them once when it loads the model, so the
+file is small and a run is exactly as fast as in float. (A DequantizeLinear is never folded: it
+decodes at every run.) Bits under eight are taken out of bytes by Div and Mod, which exist in every
+opset, so an old model needs no conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvant.onnxtools.packages import onnx
+
+__all__ = ["Decoder"]
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class Decoder:
+    """Builds the nodes that decode one weight.
+
+    Args:
+        stem: the beginning of names.
+        bits: of a code.
+        store: keeps an array as a constant of that name.
+    """
+
+    stem: str
+    bits: int
+    store: Callable[[str, Array], None]
+    nodes: list[Any]
+
+    def _then(self, kind: str, *inputs: str, **more: int) -> str:
+        output = f"{self.stem}_{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(onnx().helper.make_node(kind, list(inputs), [output], output, **more))
+        return output
+
+    def _constant(self, name: str, values: Array) -> str:
+        full = f"{self.stem}_{name}"
+        self.store(full, values)
+        return full
+
+    def signed_rows(self, codes: npt.NDArray[np.int8], scales: Floats) -> str:
+        """8 bits: ``codes`` of the weight's own shape, ``scales`` that broadcast to it."""
+        self.store(self.stem, codes)
+        return self._then("Mul", self._cast(self.stem, 1), self._constant("scales", scales))
+
+    def blocks(
+        self,
+        packed: Codes,
+        scales: Floats,
+        zeros: Codes | None,
+        shape: tuple[int, ...],
+        first: int,
+    ) -> str:
+        """Under 8 bits: codes packed low bits first [rows, blocks, bytes].
+
+        Args:
+            packed: the codes.
+            scales: [rows, blocks]
+            zeros: [rows, blocks]; None: in the middle of the codes.
+            shape: of the weight.
+            first: its dimension that became rows; the others are columns, in order.
+        """
+        per, rows = 8 // self.bits, len(packed)
+        self.store(self.stem, packed[..., None])
+        places = np.asarray([2 ** (self.bits * i) for i in range(per)], np.int32)
+        whole = self._cast(self.stem, 6)  # INT32
+        moved = self._then("Div", whole, self._constant("places", places))
+        top = self._constant("codes", np.asarray([2**self.bits], np.int32))
+        codes = self._shaped(
+            self._then("Mod", moved, top), "blocks", (*packed.shape[:2], packed.shape[2] * per)
+        )
+        if zeros is None:
+            zero = self._constant("zero", np.asarray([2 ** (self.bits - 1)], np.float32))
+        else:
+            zero = self._cast(self._constant("zeros", zeros[..., None]), 1)
+        centred = self._then("Sub", self._cast(codes, 1), zero)
+        values = self._then("Mul", centred, self._constant("scales", scales[..., None]))
+        columns = int(np.prod(shape)) // rows
+        width = packed.shape[1] * packed.shape[2] * per
+        if width != columns:
+            flat = self._shaped(values, "padded", (rows, width))
+            ends = [self._constant(n, np.asarray([v], np.int64)) for n, v in _cut(columns)]
+            values = self._then("Slice", flat, *ends)
+        moved_shape = (rows, *(d for i, d in enumerate(shape) if i != first))
+        values = self._shaped(values, "shape", moved_shape)
+        if not first:
+            return values
+        output = f"{self.stem}_turned"
+        order = list(range(1, first + 1)) + [0] + list(range(first + 1, len(shape)))
+        make = onnx().helper.make_node
+        self.nodes.append(make("Transpose", [values], [output], output, perm=order))
+        return output
+
+    def _cast(self, name: str, kind: int) -> str:
+        return self._then("Cast", name, to=kind)
+
+    def _shaped(self, name: str, label: str, shape: tuple[int, ...]) -> str:
+        return self._then("Reshape", name, self._constant(label, np.asarray(shape, np.int64)))
+
+
+def _cut(columns: int) -> list[tuple[str, int]]:
+    return [("begin", 0), ("end", columns), ("axis", 1)]

@@ -26,7 +26,15 @@ from kvant.onnxtools.levels import OnnxOptions
 from kvant.onnxtools.model import OnnxModel, copy_of, initializers
 from kvant.onnxtools.packages import onnx
 
-__all__ = ["FOLDABLE", "Blocks", "block_nodes", "import_domain", "make_blocks", "opset_needed", "quantise_rows"]
+__all__ = [
+    "FOLDABLE",
+    "Blocks",
+    "block_nodes",
+    "import_domain",
+    "make_blocks",
+    "opset_needed",
+    "quantise_rows",
+]
 
 _MICROSOFT = "com.microsoft"
 _LEAST = 256
@@ -177,9 +185,7 @@ class _Maker:
         self._scope = self._scopes = 0  # of graphs in the outermost, which is 0
         self._fused = False
 
-    def change(
-        self, graph: Any, weights: Mapping[str, Any], wanted: Callable[[Any], bool]
-    ) -> None:
+    def change(self, graph: Any, weights: Mapping[str, Any], wanted: Callable[[Any], bool]) -> None:
         """Quantise the weights of ``graph`` and of the graphs in it, where ``wanted``."""
         around, self.nodes = (self.nodes, self._scope), []
         for node in list(graph.node):

@@ -9,6 +9,7 @@ import numpy as np
 
 from kvant.errors import UnsupportedError
 from kvant.files.source import printable
+from kvant.onnxtools.inner import sort_nodes
 from kvant.onnxtools.model import OnnxModel, initializers
 from kvant.onnxtools.packages import need, onnx, onnxruntime
 from kvant.onnxtools.ranges import Range, infer_types
@@ -52,7 +53,6 @@ def make_half(model: OnnxModel, keep: Collection[str] = ()) -> Any:
     """
     onnxruntime()
     module = need("onnxruntime.transformers.float16")
-    graph = need("onnxruntime.quantization.onnx_model")
     proto = model.whole()
     infer_types(proto)
     try:
@@ -61,10 +61,8 @@ def make_half(model: OnnxModel, keep: Collection[str] = ()) -> Any:
             proto, keep_io_types=True, disable_shape_infer=True, node_block_list=list(keep)
         )
         _without_detours(result)
-        # It appends casts to the end of the list of nodes.
-        sorter = graph.ONNXModel(result)
-        sorter.topological_sort()
-        return sorter.model
+        sort_nodes(result.graph)  # it appends casts to the end of the list of nodes
+        return result
     except Exception as error:
         text = printable(" ".join(str(error).split()), 240)
         raise UnsupportedError(

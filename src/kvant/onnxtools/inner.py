@@ -19,6 +19,8 @@ __all__ = [
     "inline_functions",
     "inner_graphs",
     "names_made",
+    "names_read",
+    "sort_nodes",
     "to_hoist",
 ]
 
@@ -54,6 +56,48 @@ def names_made(graph: Any) -> set[str]:
     """Values that ``graph`` itself gives names to; they hide those of the graphs around it."""
     names = {value.name for value in graph.input} | {t.name for t in graph.initializer}
     return names | {name for node in graph.node for name in node.output if name}
+
+
+def names_read(node: Any) -> set[str]:
+    """Values that ``node`` needs, those that its inner graphs take from around it included."""
+    names = {name for name in node.input if name}
+    for inner in inner_graphs(node):
+        taken = {value.name for value in inner.output}.union(*map(names_read, inner.node))
+        names |= taken - names_made(inner)
+    return names
+
+
+def sort_nodes(graph: Any) -> None:
+    """Put every node after what it needs; otherwise the order stays.
+
+    onnxruntime's own sort does not see what inner graphs need.
+
+    Raises:
+        ValueError: nodes need each other.
+    """
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    needs = [
+        sorted({makers[name] for name in names_read(node) if name in makers}) for node in graph.node
+    ]
+    order: list[int] = []
+    done = [False] * len(needs)
+    for start in range(len(needs)):
+        stack = [start]
+        while stack:
+            here = stack[-1]
+            missing = [] if done[here] else [i for i in needs[here] if not done[i]]
+            if missing:
+                if len(stack) > len(needs):
+                    raise ValueError("nodes need each other")
+                stack.append(missing[0])
+                continue
+            stack.pop()
+            if not done[here]:
+                done[here] = True
+                order.append(here)
+    nodes = [graph.node[index] for index in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def inline_functions(proto: Any) -> Any:

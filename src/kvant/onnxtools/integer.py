@@ -8,7 +8,7 @@ from typing import Any
 from kvant.errors import UnsupportedError
 from kvant.files.source import printable
 from kvant.onnxtools.blocks import FOLDABLE, import_domain, make_blocks
-from kvant.onnxtools.inner import all_nodes, graphs_of, names_made
+from kvant.onnxtools.inner import all_nodes, graphs_of, names_made, names_read, sort_nodes
 from kvant.onnxtools.levels import OnnxOptions
 from kvant.onnxtools.model import OnnxModel, initializers
 from kvant.onnxtools.packages import need, onnx, onnxruntime
@@ -161,7 +161,7 @@ def _alone(proto: Any, graph: Any, types: Mapping[str, int]) -> tuple[Any, set[s
     alone.opset_import.extend(proto.opset_import)
     alone.graph.CopyFrom(graph)
     made = names_made(graph)
-    taken = {name for node in all_nodes(graph) for name in node.input if name} - made
+    taken = set[str]().union(*map(names_read, graph.node)) - made
     for tensor in proto.graph.initializer:
         if tensor.name in taken:
             alone.graph.initializer.add().CopyFrom(tensor)
@@ -241,8 +241,8 @@ def _flatten_biases(proto: Any) -> None:
 
 
 def _finished(quantiser: Any) -> Any:
-    quantiser.model.topological_sort()
     proto = quantiser.model.model
+    sort_nodes(proto.graph)
     # Its marks for itself say nothing to others.
     kept = [p for p in proto.metadata_props if p.key != "onnx.infer"]
     del proto.metadata_props[:]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ from kvant.onnxtools.half import half_nodes, make_half, overflowing
 from kvant.onnxtools.inner import all_nodes
 from kvant.onnxtools.integer import dynamic_nodes, make_dynamic, make_static, static_nodes
 from kvant.onnxtools.levels import WEIGHT_BITS, OnnxOptions
+from kvant.onnxtools.madeup import MadeUp, make_up
 from kvant.onnxtools.mixed import Kept, hold_bounds, measure_sensitivity
 from kvant.onnxtools.model import OnnxModel
-from kvant.onnxtools.prepare import Preparation, load_session, made_up_feeds
+from kvant.onnxtools.prepare import Preparation, load_session
 from kvant.onnxtools.ranges import Range, measure_ranges
-from kvant.onnxtools.samples import Part, Samples, open_samples
+from kvant.onnxtools.samples import Batch, Part, Samples, open_samples
 from kvant.onnxtools.session import Array, Session
 from kvant.onnxtools.shares import stored_bytes
 from kvant.onnxtools.sources import Normalise
@@ -33,6 +33,8 @@ _CALIBRATE = 256
 """Samples that calibrate, unless told; at most half of the set."""
 _PROBES = 16
 """Runs on which a node's sensitivity is measured."""
+_MADE_UP = 4
+"""Runs on values made up, where there are no data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,9 @@ class Job:
         self._ranges: dict[str, Range] = {}
         self.base = load_session(model, threads)
         self._use(data)
+        self._made: MadeUp | None = None
+        if self._tests is None and self._calibration is None:
+            self._made = make_up(model, self.base)
 
     def _use(self, given: DataSet) -> None:
         inputs = self.model.inputs
@@ -132,9 +137,11 @@ class Job:
             )
 
     def feeds(self) -> Mapping[str, Array] | None:
-        """One run's values, if there are data."""
+        """One run's values: of the data, or made up; None: the model takes none of those."""
         part = self._calibration or self._tests
-        return next(iter(part.batches(1))).feeds if part is not None else None
+        if part is not None:
+            return next(iter(part.batches(1))).feeds
+        return None if self._made is None or self._made.refused else self._made.feeds()
 
     def prepare(self, keep_float: Sequence[str] = ()) -> None:
         """Simplify, and reach the opset that the level needs.
@@ -226,9 +233,15 @@ class Job:
         )
 
     def compare(self) -> None:
-        """Measure the variant's quality on the test data, where there are any."""
+        """Measure the variant's quality on the test data, or on values made up."""
         if self._tests is not None:
             self.quality = self._compared(self.proto)
+        elif self._made is not None and not self._made.refused:
+            batches = [Batch(self._made.feeds(seed), None) for seed in range(_MADE_UP)]
+            self.quality = measure_quality(self.base, self._session(self.proto), batches)
+            self.notes.append(
+                f"none given: compared on {_MADE_UP} runs of made-up values ({self._made.told()})"
+            )
 
     def _measured(self, part: Part) -> dict[str, Range]:
         return measure_ranges(
@@ -299,11 +312,14 @@ class Job:
         """
         after = self._session(self.proto)
         times: tuple[float | None, float | None] = (None, None)
-        with suppress(UnsupportedError):  # no values could be made up that the model takes
-            feeds = self.feeds() or made_up_feeds(self.model, 8)
+        feeds = self.feeds()
+        if feeds is not None:
             times = latencies(self.base, after, feeds)
         size = stored_bytes(self.proto)
-        return Comparison(self.model.nbytes, size, self.quality, *times, self._held_out)
+        made_up = self._made is not None
+        return Comparison(
+            self.model.nbytes, size, self.quality, *times, self._held_out, made_up=made_up
+        )
 
 
 def _runs_for(found: Samples, wanted: int | None, *, alone: bool) -> int:

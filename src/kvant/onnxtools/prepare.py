@@ -18,12 +18,13 @@ from kvant.errors import KvantError, UnsupportedError
 from kvant.files.source import printable
 from kvant.onnxtools.compare import relative, squares
 from kvant.onnxtools.inner import all_nodes, hoist_weights, inline_functions, to_hoist
+from kvant.onnxtools.madeup import make_up
 from kvant.onnxtools.model import OnnxModel, copy_of, name_nodes, opset
 from kvant.onnxtools.packages import need, onnx
 from kvant.onnxtools.save import EXTERNAL_FROM
-from kvant.onnxtools.session import Array, Feeds, Session
+from kvant.onnxtools.session import Feeds, Session
 
-__all__ = ["Preparation", "load_session", "made_up_feeds", "relative_change"]
+__all__ = ["Preparation", "load_session", "relative_change"]
 
 _TOLERANCE = 1e-3
 """Largest change of an output, relative to its values, that reordering float32 sums explains."""
@@ -53,12 +54,13 @@ class Preparation:
         self.model = model.replaced(copy_of(model.proto))
         self.did: list[str] = []
         self._threads = threads
-        self._feeds, self._expected = _baseline(model, feeds, base or load_session(model, threads))
-        if self._feeds is None:
-            self.did.append(
-                "no values could be made up that the model takes: steps are not checked by running "
-                "(give data)"
-            )
+        session = base or load_session(model, threads)
+        if feeds is None:
+            made = make_up(model, session)
+            feeds = None if made.refused else made.feeds()
+            self.did += [made.remedy()] if made.refused else []
+        self._feeds = feeds
+        self._expected = [] if feeds is None else session.run(feeds)
 
     def step(self, what: str, change: Callable[[Any], Any], *, whole: bool = True) -> bool:
         """Try ``change`` on a copy; keep the result if the model gives what it gave.
@@ -172,33 +174,3 @@ def relative_change(expected: list[Any], got: list[Any]) -> float:
 def load_session(model: OnnxModel, threads: int | None = None) -> Session:
     """``model`` as ONNX Runtime runs it."""
     return Session(model.proto, model.name, threads=threads, apart=model.apart)
-
-
-def _baseline(
-    model: OnnxModel, feeds: Feeds | None, session: Session
-) -> tuple[Feeds | None, list[Any]]:
-    if feeds is not None:
-        return feeds, session.run(feeds)
-    for free in (8, 1, 2):
-        made = made_up_feeds(model, free)
-        try:
-            return made, session.run(made)
-        except KvantError:
-            continue
-    return None, []
-
-
-def made_up_feeds(model: OnnxModel, free: int) -> dict[str, Array]:
-    """Values for one run: normal floats, ones elsewhere; free dimensions ``free``, the first 1."""
-    random = np.random.default_rng(0)
-    feeds = {}
-    for port in model.inputs:
-        shape = [
-            d if isinstance(d, int) else (1 if i == 0 else free)
-            for i, d in enumerate(port.shape or (1,))
-        ]
-        if port.dtype.kind == "f":
-            feeds[port.name] = random.standard_normal(shape).astype(port.dtype)
-        else:
-            feeds[port.name] = np.ones(shape, port.dtype)
-    return feeds

@@ -309,22 +309,17 @@ class _Maker:
     def _folded(self, stem: str, rows: Floats, shape: tuple[int, ...], first: int) -> str:
         """A weight that is decoded when the model is loaded, for all graphs."""
         columns, per = rows.shape[1], 8 // self.bits
+        symmetric = self.options.symmetric
         block = -(-min(self.options.block, columns) // per) * per
-        bytes_of_block = block // per + 4 + (0 if self.options.symmetric else 1)
+        bytes_of_block = block // per + 4 + (0 if symmetric else 1)
         size = len(rows) * -(-columns // block) * bytes_of_block + _DECODING
         # Small kernels take less with a byte a weight, and are better so.
-        bits = self.bits if size < len(rows) * (columns + 4) else 8
+        bits = self.bits if size < len(rows) * (columns + 5) else 8
+        block = block if bits < 8 else min(self.options.block, columns)
+        found = quantise_rows(rows, bits, block, symmetric=symmetric)
         decoder = Decoder(stem, bits, self._store, self._decoders)
-        if bits == 8:
-            found = quantise_rows(rows, 8, columns, symmetric=True)
-            codes = (found.codes[:, 0].astype(np.int16) - 128).astype(np.int8)
-            others = tuple(d for i, d in enumerate(shape) if i != first)
-            whole = np.moveaxis(codes.reshape(len(rows), *others), 0, first)
-            wide = tuple(len(rows) if i == first else 1 for i in range(len(shape)))
-            return decoder.signed_rows(np.ascontiguousarray(whole), found.scales.reshape(wide))
-        found = quantise_rows(rows, self.bits, block, symmetric=self.options.symmetric)
-        zeros = None if self.options.symmetric else found.zeros
-        return decoder.blocks(_packed(found.codes, self.bits), found.scales, zeros, shape, first)
+        zeros = None if symmetric else found.zeros
+        return decoder.blocks(_packed(found.codes, bits), found.scales, zeros, shape, first)
 
     def _standard(self, stem: str, rows: Floats, shape: tuple[int, ...], first: int) -> str:
         columns = rows.shape[1]

@@ -49,11 +49,6 @@ class Decoder:
         self.store(full, values)
         return full
 
-    def signed_rows(self, codes: npt.NDArray[np.int8], scales: Floats) -> str:
-        """8 bits: ``codes`` of the weight's own shape, ``scales`` that broadcast to it."""
-        self.store(self.stem, codes)
-        return self._then("Mul", self._cast(self.stem, 1), self._constant("scales", scales))
-
     def blocks(
         self,
         packed: Codes,
@@ -62,24 +57,27 @@ class Decoder:
         shape: tuple[int, ...],
         first: int,
     ) -> str:
-        """Under 8 bits: codes packed low bits first [rows, blocks, bytes].
+        """Weights in blocks along their rows; returns the name of the weight.
 
         Args:
-            packed: the codes.
+            packed: codes, low bits first [rows, blocks, bytes].
             scales: [rows, blocks]
             zeros: [rows, blocks]; None: in the middle of the codes.
             shape: of the weight.
             first: its dimension that became rows; the others are columns, in order.
         """
         per, rows = 8 // self.bits, len(packed)
-        self.store(self.stem, packed[..., None])
-        places = np.asarray([2 ** (self.bits * i) for i in range(per)], np.int32)
-        whole = self._cast(self.stem, 6)  # INT32
-        moved = self._then("Div", whole, self._constant("places", places))
-        top = self._constant("codes", np.asarray([2**self.bits], np.int32))
-        codes = self._shaped(
-            self._then("Mod", moved, top), "blocks", (*packed.shape[:2], packed.shape[2] * per)
-        )
+        codes = self.stem
+        if self.bits == 8:
+            self.store(self.stem, packed)
+        else:
+            self.store(self.stem, packed[..., None])
+            places = np.asarray([2 ** (self.bits * i) for i in range(per)], np.int32)
+            whole = self._cast(self.stem, 6)  # INT32
+            moved = self._then("Div", whole, self._constant("places", places))
+            top = self._constant("codes", np.asarray([2**self.bits], np.int32))
+            wide = (*packed.shape[:2], packed.shape[2] * per)
+            codes = self._shaped(self._then("Mod", moved, top), "blocks", wide)
         if zeros is None:
             zero = self._constant("zero", np.asarray([2 ** (self.bits - 1)], np.float32))
         else:
@@ -97,7 +95,7 @@ class Decoder:
         if not first:
             return values
         output = f"{self.stem}_turned"
-        order = list(range(1, first + 1)) + [0] + list(range(first + 1, len(shape)))
+        order = [*range(1, first + 1), 0, *range(first + 1, len(shape))]
         make = onnx().helper.make_node
         self.nodes.append(make("Transpose", [values], [output], output, perm=order))
         return output

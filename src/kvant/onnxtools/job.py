@@ -267,7 +267,7 @@ class Job:
 
     def _candidates(self) -> list[str]:
         if self.level == "int8-static":
-            return static_nodes(self._prepared)
+            return static_nodes(self._prepared, self.options)
         if self.level == "int8-dynamic":
             return dynamic_nodes(self._prepared)
         if self.level == "float16":

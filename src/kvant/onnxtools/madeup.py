@@ -67,7 +67,7 @@ class MadeUp:
 
 
 def make_up(model: OnnxModel, session: Session) -> MadeUp:
-    """Find values that ``session`` takes: normal floats; free dimensions tried one size after another.
+    """Find values that ``session`` takes: one size of free dimensions after another.
 
     Args:
         model: what its inputs are.

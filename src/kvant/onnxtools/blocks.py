@@ -11,7 +11,6 @@ operators unquantised without a word.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,15 +24,14 @@ from kvant.onnxtools.inner import all_nodes, graphs_of, inner_graphs, names_made
 from kvant.onnxtools.levels import OnnxOptions
 from kvant.onnxtools.model import OnnxModel, copy_of, initializers
 from kvant.onnxtools.packages import onnx
+from kvant.onnxtools.rows import Codes, Floats, quantise_rows
 
 __all__ = [
     "FOLDABLE",
-    "Blocks",
     "block_nodes",
     "import_domain",
     "make_blocks",
     "opset_needed",
-    "quantise_rows",
 ]
 
 _MICROSOFT = "com.microsoft"
@@ -41,77 +39,6 @@ _LEAST = 256
 """Weights of fewer elements stay: scales and operators would take what is saved."""
 _DECODING = 1000
 """Bytes that the operators take which decode a weight in blocks, more than for one in 8 bits."""
-_SHRINK = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
-_CHUNK = 1 << 18  # values at once: they and what is made of them stay in a cache
-
-Floats = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """Rows of weights in blocks: value = (code - zero) * scale."""
-
-    codes: Codes
-    """[rows, blocks, block], from 0."""
-    scales: Floats
-    """[rows, blocks]"""
-    zeros: Codes
-    """[rows, blocks]"""
-
-    def decoded(self, columns: int) -> Floats:
-        """The weights as they will be, [rows, columns]."""
-        values = (self.codes.astype(np.float32) - self.zeros[..., None]) * self.scales[..., None]
-        return np.asarray(values.reshape(len(values), -1)[:, :columns], np.float32)
-
-
-def quantise_rows(weights: Floats, bits: int, block: int, *, symmetric: bool) -> Blocks:
-    """Round ``weights`` [rows, columns] to ``bits`` in blocks along a row.
-
-    Each block's range, from its least to its largest weight and holding zero, is tried whole and
-    shrunk in five steps (not at 8 bits, where it gains nothing); the best in squared error stays.
-    Rows are padded with zeros.
-    """
-    rows, columns = weights.shape
-    count = -(-columns // block)
-    codes = np.empty((rows, count, block), np.uint8)
-    scales, zeros = np.empty((rows, count), np.float32), np.empty((rows, count), np.uint8)
-    step = max(1, _CHUNK // max(1, count * block))
-    for begin in range(0, rows, step):
-        part = slice(begin, begin + step)
-        padded = np.zeros((len(weights[part]), count * block), np.float32)
-        padded[:, :columns] = weights[part]
-        values = padded.reshape(-1, count, block)
-        codes[part], scales[part], zeros[part] = _best(values, bits, symmetric=symmetric)
-    return Blocks(codes, scales, zeros)
-
-
-def _best(values: Floats, bits: int, *, symmetric: bool) -> tuple[Codes, Floats, Codes]:
-    top = 2**bits - 1
-    low = np.minimum(values.min(-1), 0.0)
-    high = np.maximum(values.max(-1), 0.0)
-    least = np.full(low.shape, np.inf, np.float32)
-    best = (np.zeros(values.shape, np.uint8), np.ones_like(low), np.zeros(low.shape, np.uint8))
-    middle = np.float32(2 ** (bits - 1))
-    for shrink in _SHRINK if bits < 8 else _SHRINK[:1]:
-        if symmetric:
-            scale = np.maximum(-low / middle, high / (middle - 1)) * np.float32(shrink)
-            scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-            zero = np.full_like(scale, middle)
-        else:
-            scale = (high - low) * np.float32(shrink / top)
-            scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-            zero = np.clip(np.rint(-low * np.float32(shrink) / scale), 0, top)
-        code = np.clip(np.rint(values / scale[..., None]) + zero[..., None], 0, top)
-        wrong = (((code - zero[..., None]) * scale[..., None] - values) ** 2).sum(-1)
-        better = wrong < least
-        least = np.where(better, wrong, least)
-        best[0][better] = code[better].astype(np.uint8)
-        best[1][better] = scale[better]
-        best[2][better] = zero[better].astype(np.uint8)
-    return best
-
-
 _PLACES: Mapping[str, Sequence[int]] = {
     **dict.fromkeys(("MatMul", "Gemm", "Conv", "ConvTranspose"), (1,)),
     "Gather": (0,),

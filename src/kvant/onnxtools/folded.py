@@ -1,7 +1,7 @@
 """Weights stored in few bits and decoded by standard operators that are folded at loading.
 
 Cast, Sub and Mul over constants: ONNX Runtime computes them once when it loads the model, so the
-file is small and a run is exactly as fast as in float. (A DequantizeLinear is never folded: it
+file is small and a run is as fast as in float. (A DequantizeLinear is never folded: it
 decodes at every run.) Bits under eight are taken out of bytes by Div and Mod, which exist in every
 opset, so an old model needs no conversion.
 """
@@ -16,22 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from kvant.onnxtools.packages import onnx
+from kvant.onnxtools.rows import Codes, Floats
 
 __all__ = ["Decoder"]
 
 Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.uint8]
 
 
 @dataclass(slots=True)
 class Decoder:
-    """Builds the nodes that decode one weight.
+    """Makes the nodes that decode one weight.
 
     Args:
         stem: the beginning of names.
-        bits: of a code.
+        bits: of a code: 8, 4 or 2.
         store: keeps an array as a constant of that name.
+        nodes: where the nodes go.
     """
 
     stem: str

@@ -7,14 +7,14 @@ from typing import Any
 
 from kvant.errors import UnsupportedError
 from kvant.files.source import printable
-from kvant.onnxtools.blocks import FOLDABLE, import_domain, make_blocks
+from kvant.onnxtools.blocks import FOLDABLE, block_nodes, import_domain, make_blocks
 from kvant.onnxtools.inner import all_nodes, graphs_of, names_made, names_read, sort_nodes
 from kvant.onnxtools.levels import OnnxOptions
 from kvant.onnxtools.model import OnnxModel, initializers
 from kvant.onnxtools.packages import need, onnx, onnxruntime
 from kvant.onnxtools.ranges import Range, as_tensors_data, infer_types
 
-__all__ = ["dynamic_nodes", "make_dynamic", "make_static", "static_nodes"]
+__all__ = ["dynamic_nodes", "make_dynamic", "make_static", "static_nodes", "unranged_nodes"]
 
 
 _COMPUTING = ("Conv", "ConvTranspose", "MatMul", "Gemm")
@@ -46,6 +46,20 @@ def _everything(options: OnnxOptions) -> bool:
     without. Devices without float units need it, and integer operators have kernels for it.
     """
     return options.full_integer or options.format == "qoperator"
+
+
+_UNRANGED = (*FOLDABLE, "MatMul", "Gemm")
+
+
+def unranged_nodes(model: OnnxModel, options: OnnxOptions) -> list[str]:
+    """Nodes of which static quantisation changes weights only; none where all must be integers.
+
+    Ranges of what they take are not measured in inner graphs; LSTM and GRU have no integer form.
+    """
+    if _everything(options):
+        return []
+    outermost = {n.name for n in model.proto.graph.node if n.op_type in _COMPUTING}
+    return [name for name in block_nodes(model, _UNRANGED) if name not in outermost]
 
 
 def dynamic_nodes(model: OnnxModel) -> list[str]:
@@ -111,9 +125,12 @@ def make_static(
             module = need("onnxruntime.quantization.qdq_quantizer")
             quantiser = module.QDQQuantizer(proto, *settings, *rest)
         quantiser.quantize_model()
-        return _finished(quantiser)
+        made = _finished(quantiser)
     except Exception as error:
         raise _gave_up(model, error, options.format or "qdq") from None
+    if not unranged_nodes(model, options):
+        return made
+    return make_blocks(model.replaced(made), 8, OnnxOptions(block=64), keep, _UNRANGED)
 
 
 _TYPES = {"uint8": "QUInt8", "int8": "QInt8", "uint16": "QUInt16"}

@@ -13,7 +13,13 @@ from kvant.onnxtools.blocks import block_nodes, make_blocks, opset_needed
 from kvant.onnxtools.compare import Bounds, Comparison, Quality, latencies, measure_quality
 from kvant.onnxtools.half import half_nodes, make_half, overflowing
 from kvant.onnxtools.inner import all_nodes
-from kvant.onnxtools.integer import dynamic_nodes, make_dynamic, make_static, static_nodes
+from kvant.onnxtools.integer import (
+    dynamic_nodes,
+    make_dynamic,
+    make_static,
+    static_nodes,
+    unranged_nodes,
+)
 from kvant.onnxtools.levels import WEIGHT_BITS, OnnxOptions
 from kvant.onnxtools.madeup import MadeUp, make_up
 from kvant.onnxtools.mixed import Kept, hold_bounds, measure_sensitivity
@@ -153,13 +159,13 @@ class Job:
             UsageError: no node or type is called so.
             UnsupportedError: the opset cannot be reached.
         """
-        self._check_names(keep_float)
         done = Preparation(self.model, self.feeds(), self.threads, self.base)
         done.simplify()
         if done.raise_opset(self._least_opset()):
             done.simplify()  # the converter leaves constants to fold
         self.adopt(done)
-        nodes = self._prepared.proto.graph.node
+        self._check_names(keep_float)
+        nodes = list(all_nodes(self._prepared.proto.graph))
         asked = [n.name for n in nodes if n.name in keep_float or n.op_type in keep_float]
         left = {n.name for n in nodes} | {n.op_type for n in nodes}
         gone = [name for name in keep_float if name not in left]
@@ -170,8 +176,12 @@ class Job:
         self.kept += [Kept(name, None, "asked for") for name in asked]
 
     def _check_names(self, names: Sequence[str]) -> None:
-        nodes = self.model.proto.graph.node
-        known = {node.name for node in nodes} | {node.op_type for node in nodes}
+        known = {
+            name
+            for model in (self.model, self._prepared)
+            for node in all_nodes(model.proto.graph)
+            for name in (node.name, node.op_type)
+        }
         for name in names:
             if name not in known:
                 raise UsageError(
@@ -204,6 +214,12 @@ class Job:
             if self._calibration is None:
                 raise UsageError("int8-static needs calibration data: --calibrate DATA.")
             self._ranges = self._measured(self._calibration)
+            rest = len(unranged_nodes(self._prepared, self.options))
+            if rest:
+                self.steps.append(
+                    f"{rest} nodes in inner graphs, or LSTM and GRU: weights in 8 bits, "
+                    "activations in float, as no ranges are known or of use there"
+                )
         elif self.level == "float16":
             self._find_overflow()
         fixed = [kept.node for kept in self.kept]
@@ -214,8 +230,9 @@ class Job:
         ]
         if kinds[0] == kinds[1] and self.level != "float16":
             raise UnsupportedError(
-                f"{self.model.name}: {self.level} changes none of its nodes. Choose another level; "
-                "int8-weights and int4 take weights of MatMul, Gemm, Gather and Conv."
+                f"{self.model.name}: {self.level} changes none of its nodes: none is a MatMul, "
+                "Gemm, Gather, Conv, LSTM or GRU with 256 or more constant float weights that is "
+                "not kept in float. kvant optimize may still make it faster."
             )
         self.compare()
         if self.quality is None or not self.bounds.missed(self.quality):

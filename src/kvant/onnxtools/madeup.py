@@ -98,7 +98,9 @@ def make_up(model: OnnxModel, session: Session) -> MadeUp:
 
 
 def _trials(ports: Sequence[Port]) -> Iterator[dict[str, tuple[int, ...]]]:
-    batch = {p.shape[0] for p in ports if p.shape and isinstance(p.shape[0], str)}
+    batch: set[int | str | None] = {
+        p.shape[0] for p in ports if p.shape and isinstance(p.shape[0], str)
+    }
     for size, image in zip(_SIZES, _IMAGES, strict=True):
         for others in (size, 1):  # state beside the first input is often one wide
             shapes = {

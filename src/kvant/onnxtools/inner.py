@@ -10,10 +10,11 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from kvant.errors import UnsupportedError
-from kvant.onnxtools.packages import onnx
+from kvant.onnxtools.packages import need, onnx
 
 __all__ = [
     "all_nodes",
+    "check_functions",
     "graphs_of",
     "hoist_weights",
     "inline_functions",
@@ -26,8 +27,8 @@ __all__ = [
 
 _LEAST = 256
 """Constants of fewer elements stay where they are: no level changes them."""
-_MOST_INLINED = 1_000_000_000
-"""Bytes that functions may grow to: each of 40 calling the next twice would be endless."""
+MOST_INLINED = 1_000_000_000
+"""Bytes that functions may take where they are called."""
 
 
 def inner_graphs(node: Any) -> Iterator[Any]:
@@ -100,14 +101,13 @@ def sort_nodes(graph: Any) -> None:
     graph.node.extend(nodes)
 
 
-def inline_functions(proto: Any) -> Any:
-    """``proto`` with the nodes of its functions in place of their calls.
+def inlined_bytes(proto: Any) -> int:
+    """Bytes of the nodes of ``proto`` with its functions in place of their calls.
 
-    Raises:
-        UnsupportedError: they would grow beyond a gigabyte.
+    Each of 30 functions may call the next twice; none calls itself (see `checks`).
     """
     bodies = {(f.domain, f.name): f for f in proto.functions}
-    sizes: dict[tuple[str, str], int] = {}  # functions do not call themselves: `checks`
+    sizes: dict[tuple[str, str], int] = {}
 
     def size(nodes: Any) -> int:
         total = 0
@@ -121,19 +121,61 @@ def inline_functions(proto: Any) -> Any:
                 total += size(inner.node)
         return total
 
-    grown = size(proto.graph.node)
-    if grown > _MOST_INLINED:
-        raise UnsupportedError(f"the model's functions would grow to {grown / 1e9:,.0f} GB")
-    return onnx().inliner.inline_local_functions(proto)
+    return size(proto.graph.node)
+
+
+def check_functions(proto: Any, where: str) -> None:
+    """Refuse functions that call each other until nothing can hold their nodes.
+
+    Raises:
+        UnsupportedError: they are over a gigabyte where they are called; begins with ``where``.
+    """
+    grown = inlined_bytes(proto) if proto.functions else 0
+    if grown > MOST_INLINED:
+        raise UnsupportedError(
+            f"{where}: its functions take {grown / 1e9:,.0f} GB where they are called, expected at "
+            f"most {MOST_INLINED / 1e9:,.0f}. Export the model without functions."
+        )
+
+
+def inline_functions(proto: Any) -> Any:
+    """``proto`` with the nodes of its functions in place of their calls."""
+    return need("onnx.inliner").inline_local_functions(proto)
 
 
 def to_hoist(proto: Any) -> bool:
-    """Whether `hoist_weights` would move something."""
-    return any(
+    """Whether `hoist_weights` would move or rename something."""
+    return bool(_hidden(proto)) or any(
         (graph is not proto.graph and graph.initializer)
         or any(_weight(node) is not None for node in graph.node)
         for graph in graphs_of(proto.graph)
     )
+
+
+def _hidden(proto: Any) -> list[tuple[Any, dict[str, str]]]:
+    """Inner graphs with values whose names others have, too, and new names for those."""
+    taken: set[str] = set()
+    everything = {name for graph in graphs_of(proto.graph) for name in names_made(graph)}
+    found = []
+    for graph in graphs_of(proto.graph):
+        made = names_made(graph)
+        new = {}
+        for name in sorted(made & taken):
+            new[name] = _free(name, everything)
+            everything.add(new[name])
+        taken |= made
+        if new:
+            found.append((graph, new))
+    return found
+
+
+def _rename_made(graph: Any, names: dict[str, str]) -> None:
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for index, name in enumerate(node.output):
+            node.output[index] = names.get(name, name)
+    _rename(graph, names)
 
 
 def _weight(node: Any) -> Any:
@@ -153,8 +195,11 @@ def _weight(node: Any) -> Any:
 def hoist_weights(proto: Any) -> Any:
     """Move initializers of inner graphs, and large constants, to the outermost graph.
 
-    Each gets a name that nothing else in the model has; ``proto`` is changed and returned.
+    Each gets a name that nothing else in the model has, and so do other values of inner graphs,
+    which onnxruntime's tools take for those around them; ``proto`` is changed and returned.
     """
+    for graph, names in _hidden(proto):
+        _rename_made(graph, names)
     taken = {name for graph in graphs_of(proto.graph) for name in names_made(graph)}
     for graph in list(graphs_of(proto.graph)):
         outermost = graph is proto.graph
@@ -211,6 +256,9 @@ def _rename(graph: Any, names: dict[str, str]) -> None:
                 node.input[index] = names[name]
         for inner in inner_graphs(node):
             made = names_made(inner)
-            _rename(inner, {old: new for old, new in names.items() if old not in made})
+            around = {old: new for old, new in names.items() if old not in made}
+            for value in inner.output:
+                value.name = around.get(value.name, value.name)
+            _rename(inner, around)
     for value in graph.value_info:
         value.name = names.get(value.name, value.name)

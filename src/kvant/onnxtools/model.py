@@ -15,7 +15,7 @@ from kvant.files.source import open_source, printable, quote, read_exactly
 from kvant.onnxtools.apart import APART_FROM, Apart, filled, map_external, set_apart
 from kvant.onnxtools.checks import check_structure, check_tensors
 from kvant.onnxtools.external import check_external, load_external, tensors
-from kvant.onnxtools.inner import all_nodes, graphs_of
+from kvant.onnxtools.inner import all_nodes, check_functions, graphs_of
 from kvant.onnxtools.packages import onnx
 
 __all__ = [
@@ -133,6 +133,7 @@ def open_model(path: str | Path) -> OnnxModel:
         ) from None
     del content
     check_structure(proto, str(path))
+    check_functions(proto, str(path))
     check_tensors(proto, str(path))
     external = check_external(proto, path)
     _check_memory(path, size + sum(external.values()))

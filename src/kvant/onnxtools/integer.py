@@ -48,6 +48,30 @@ def _everything(options: OnnxOptions) -> bool:
     return options.full_integer or options.format == "qoperator"
 
 
+def _idle(proto: Any, keep: Collection[str]) -> list[str]:
+    """Nodes that move floats: quantised, they would round what no integer operator takes.
+
+    An activation is part of the operator before it; others must have integers on both sides.
+    """
+    nodes = proto.graph.node
+    computing = {n.name for n in nodes if n.op_type in _COMPUTING and n.name not in keep}
+    moving = {n.name for n in nodes if n.op_type in _MOVING and n.name not in keep}
+    made: set[str] = set()  # values that are integers, as far as what makes them goes
+    after = set()
+    for node in nodes:
+        if node.name in computing or (node.name in moving and made.intersection(node.input)):
+            made.update(node.output)
+            after.add(node.name)
+    taken: set[str] = set()
+    before = set()
+    for node in reversed(nodes):
+        if node.name in computing or (node.name in moving and taken.intersection(node.output)):
+            taken.update(node.input)
+            before.add(node.name)
+    activations = {n.name for n in nodes if n.op_type in ("Relu", "Clip")}
+    return sorted(moving - (after & (before | activations)))
+
+
 _UNRANGED = (*FOLDABLE, "MatMul", "Gemm")
 
 
@@ -95,8 +119,9 @@ def make_static(
     package = need("onnxruntime.quantization")
     registry = need("onnxruntime.quantization.registry")
     proto = _annotated(model)
-    operators = {*_COMPUTING, *_MOVING}
+    operators, float_too = {*_COMPUTING, *_MOVING}, [*keep, *_idle(proto, keep)]
     if _everything(options):
+        float_too = list(keep)
         operators = set(registry.QLinearOpsRegistry) | set(registry.QDQRegistry)
     extra: dict[str, object] = {}
     if options.full_integer:
@@ -112,7 +137,7 @@ def make_static(
         activation,
         as_tensors_data(ranges),
         list(only),
-        list(keep),
+        float_too,
         sorted(operators),
         extra,
     )
@@ -137,7 +162,7 @@ _TYPES = {"uint8": "QUInt8", "int8": "QInt8", "uint16": "QUInt16"}
 
 
 _DYNAMIC = ("MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization", "Gather")
-"""What onnxruntime has fast dynamic kernels for. Its ConvInteger takes two to six times as long as
+"""What onnxruntime has fast dynamic kernels for. Its ConvInteger takes 1.3 to 4 times as long as
 a convolution in float, so weights of convolutions are in 8 bits and their activations in float."""
 
 

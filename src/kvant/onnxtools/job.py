@@ -11,7 +11,13 @@ from kvant.errors import UnsupportedError, UsageError
 from kvant.files.source import quote
 from kvant.onnxtools.blocks import block_nodes, make_blocks, opset_needed
 from kvant.onnxtools.compare import Bounds, Comparison, Quality, latencies, measure_quality
-from kvant.onnxtools.half import half_nodes, make_half, overflowing
+from kvant.onnxtools.half import (
+    ends_the_process,
+    half_nodes,
+    make_half,
+    make_half_weights,
+    overflowing,
+)
 from kvant.onnxtools.inner import all_nodes
 from kvant.onnxtools.integer import (
     dynamic_nodes,
@@ -102,6 +108,7 @@ class Job:
         self._calibration: Part | None = None
         self._tests: Part | None = None
         self._held_out = True
+        self._weights_alone = False
         self._ranges: dict[str, Range] = {}
         self.base = load_session(model, threads)
         self._use(data)
@@ -297,10 +304,25 @@ class Job:
         elif self.level == "int8-dynamic":
             made = make_dynamic(self._prepared, self.options, keep)
         elif self.level == "float16":
-            made = make_half(self._prepared, keep)
+            made = self._half(keep)
         else:
             made = make_blocks(self._prepared, WEIGHT_BITS[self.level], self.options, keep)
         return made
+
+    def _half(self, keep: Sequence[str]) -> Any:
+        if not self._weights_alone:
+            try:
+                made = make_half(self._prepared, keep)
+                if not ends_the_process(made):
+                    return made
+                why = "onnxruntime ends when it loads this model in float16"
+            except UnsupportedError as error:
+                why = str(error)
+            self._weights_alone = True
+            self.steps.append(
+                f"{why.rstrip('.')}: weights alone are in float16, computation is in float32"
+            )
+        return make_half_weights(self._prepared, keep)
 
     def _session(self, proto: Any) -> Session:
         return Session(proto, f"{self.model.name} as {self.level}", threads=self.threads)

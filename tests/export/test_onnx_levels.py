@@ -13,9 +13,9 @@ from kvant.checkpoint import Checkpoint, open_checkpoint
 from kvant.errors import DataError, MissingExtraError, OutputError, UnsupportedError, UsageError
 from kvant.export.onnx.levels import LEVELS, assigned, grid
 from kvant.export.onnx.read import dequantised
-from kvant.export.onnx.weights import pack_bits
 from kvant.export.target import TargetOptions, TargetResult, find_target
 from kvant.files.raw import unpacked
+from kvant.packing.bits import packed_bits
 from kvant.reference import ReferenceModel
 from oracles import models, ort
 
@@ -42,7 +42,7 @@ def write(
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_bits_are_packed_low_ones_first(bits: int) -> None:
     codes = np.random.default_rng(0).integers(0, 1 << bits, (5, 48)).astype(np.uint8)
-    packed = pack_bits(codes, bits)
+    packed = packed_bits(codes, bits)
     slow = [
         [
             sum(int(row[i + j]) << (j * bits) for j in range(8 // bits))
@@ -84,6 +84,39 @@ def test_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
         write(odd, out, "int4-g32", settings={"standard_ops": standard})
         wanted = ReferenceModel(dequantised(odd, out)).forward(IDS)
         assert ort.divergence(wanted, ort.logits(ort.session(out), IDS)) < 1e-3
+
+
+@pytest.mark.parametrize("level", ["int8", "int4-g64-sym", "int2"])
+def test_widths_that_are_no_whole_blocks(level: str, tmp_path: Path) -> None:
+    """Rows of the embedding, too, end within a block."""
+    sizes = {"hidden_size": 72, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 24}
+    for tied in (False, True):
+        config = {**models.LLAMA, **sizes, "tie_word_embeddings": tied}
+        odd = open_checkpoint(models.make_folder(tmp_path / f"{tied}", config, tokenizer=False))
+        out = tmp_path / f"out{tied}"
+        done = write(odd, out, level, settings={"float_activations": True})
+        wanted = ReferenceModel(dequantised(odd, out)).forward(IDS)
+        assert ort.relative(ort.logits(ort.session(out), IDS), wanted) < 1e-5
+        assert any("rows of 72 weights have groups of 16, the last" in n for n in done.notes)
+
+
+def test_heads_that_the_fused_attention_does_not_take(tmp_path: Path) -> None:
+    config = {**models.LLAMA, "head_dim": 20}
+    odd = open_checkpoint(models.make_folder(tmp_path / "odd", config, tokenizer=False))
+    with pytest.raises(UnsupportedError, match=r"heads of 20 elements.*--standard-ops"):
+        write(odd, tmp_path / "out", "int8")
+    write(odd, tmp_path / "out", "int8", settings={"standard_ops": True})
+    wanted = ReferenceModel(dequantised(odd, tmp_path / "out")).forward(IDS)
+    found = ort.logits(ort.session(tmp_path / "out"), IDS)
+    assert ort.divergence(wanted, found) < 1e-3
+
+
+def test_smaller_groups_are_named(tmp_path: Path) -> None:
+    config = {**models.LLAMA, "intermediate_size": 320}
+    folder = models.make_folder(tmp_path / "m", config, tokenizer=False)
+    done = write(open_checkpoint(folder), tmp_path / "out", "int4-g256")
+    wanted = "Matrices with rows of 320 weights have groups of 64 instead of 256"
+    assert any(wanted in note for note in done.notes)
 
 
 def test_layout_is_that_of_onnxruntimes_quantiser(tmp_path: Path) -> None:
@@ -257,7 +290,9 @@ def test_damage_is_found_before_the_folder_appears(
 ) -> None:
     from kvant.export.onnx import weights
 
-    monkeypatch.setattr(weights, "pack_bits", lambda codes, bits: pack_bits(codes[..., ::-1], bits))
+    monkeypatch.setattr(
+        weights, "packed_bits", lambda codes, bits: packed_bits(codes[..., ::-1], bits)
+    )
     with pytest.raises(OutputError, match="does not read back as it should"):
         write(source, tmp_path / "out", "int4")
     assert not list(tmp_path.iterdir())

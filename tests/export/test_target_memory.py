@@ -36,7 +36,7 @@ def test_bounded_and_independent_of_the_model(tmp_path: Path) -> None:
     for layers in (1, 4):
         folder = tmp_path / str(layers)
         _sparse_model(folder, layers)
-        for to, level in (("mlx", "4bit"), ("vllm", "w4a16-asym"), ("hf", None)):
+        for to, level in (("mlx", "4bit"), ("vllm", "w4a16-asym-g32"), ("hf", None)):
             out = tmp_path / f"{to}-{layers}"
             command = ["quantize", str(folder), level] if level else ["convert", str(folder)]
             peaks[to, layers] = peak([*command, "--to", to, "-o", str(out)])

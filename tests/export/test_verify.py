@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import kvant
 from kvant.checkpoint import open_checkpoint
 from kvant.errors import DataError, InputError, KvantError, UsageError
-from kvant.export.gguf.plan import CHECKSUMS, METADATA
+from kvant.export.gguf.keys import CHECKSUMS, METADATA
 from kvant.files.gguf import GgufFile, read_gguf
 from oracles.models import LLAMA, QWEN2, make_folder
 

@@ -79,9 +79,11 @@ def layers_agree(folder: Path) -> None:
 
 def test_what_config_json_says(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", {**CONFIGS["qwen3moe"], "hidden_size": 64})
-    kvant.quantize(
+    artefact = kvant.quantize(
         source, "w4a16-g32", tmp_path / "out", to="vllm", tensors=["attn_v=w8a16", "attn_k=float"]
     )
+    (joined,) = [note for note in artefact.notes if "refuses to load different levels" in note]
+    assert "blk.0.attn_k.weight, blk.0.attn_q.weight, blk.0.attn_v.weight (and 3 more)" in joined
     said: dict[str, Any] = json.loads((tmp_path / "out" / "config.json").read_text())
     config = said["quantization_config"]
     assert config["quant_method"] == "compressed-tensors"

@@ -95,6 +95,45 @@ def test_parts_are_even_and_disjoint() -> None:
     assert max(np.diff(chosen)) <= 15
 
 
+@pytest.mark.parametrize("kind", ["memory", "npz", "compressed", "folder"])
+def test_parts_of_files(kind: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(3).standard_normal((12, 5)).astype(np.float32)
+    source: object = {"x": values}
+    if kind in ("npz", "compressed"):
+        (np.savez if kind == "npz" else np.savez_compressed)(tmp_path / "x.npz", x=values)
+        source = tmp_path / "x.npz"
+    elif kind == "folder":
+        for begin in (0, 5):
+            np.savez(tmp_path / f"{begin}.npz", x=values[begin : begin + 5 if begin == 0 else 12])
+        source = tmp_path
+    samples = open_samples(source, [Port("x", F32, (2, 5))])  # type: ignore[arg-type]
+    parts = samples.part(2)
+    found = [np.concatenate([b.feeds["x"] for b in part.batches()]) for part in parts]
+    assert np.array_equal(found[0], values[[4, 5, 10, 11]])
+    assert np.array_equal(found[1], values[[0, 1, 2, 3, 6, 7, 8, 9]])
+
+
+def test_only_samples_of_a_part_are_decoded(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    for i in range(6):
+        pillow.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+    samples = open_samples(tmp_path, [Port("image", np.dtype(np.uint8), (1, 8, 8, 3))])
+    inside, outside = samples.part(2)
+    (tmp_path / "3.png").write_bytes(b"nothing")
+    assert [int(b.feeds["image"][0, 0, 0, 0]) for b in inside.batches()] == [2, 5]
+    with pytest.raises(DataError, match=r"3\.png"):
+        list(outside.batches())
+
+
+@pytest.mark.parametrize("text", ["\u00b2", "9" * 40, "-1", "1.5"])
+def test_classes_are_numbers(text: str, tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    pillow.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text(f"file,class\na.png,{text}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 2: expected a class"):
+        open_samples(tmp_path, [Port("image", np.dtype(np.uint8), (1, 8, 8, 3))])
+
+
 REFUSED: dict[str, tuple[dict[str, np.ndarray], list[Port], str]] = {
     "missing": (
         {"pixels": images(3), "other": images(3)},

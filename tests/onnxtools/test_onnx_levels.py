@@ -17,7 +17,15 @@ from kvant.onnxtools.compare import Bounds
 from kvant.onnxtools.job import DataSet
 from kvant.onnxtools.levels import OnnxOptions
 from kvant.onnxtools.rows import quantise_rows
-from onnxtools.onnx_small import encoder, images, labelled, network, run_once
+from onnxtools.onnx_small import (
+    encoder,
+    images,
+    labelled,
+    model_of,
+    network,
+    run_once,
+    value,
+)
 
 STATIC = OnnxOptions()
 VARIANTS = {
@@ -220,6 +228,51 @@ def test_options_without_effect(
     data = DataSet(net[1])
     with pytest.raises(UsageError, match=words):
         quantize_onnx(net[0], level, tmp_path / "a", data=data, options=OnnxOptions(**options))
+
+
+def test_bounds_on_accuracy_without_classes(tmp_path: Path) -> None:
+    """One score a sample is no class: the bound cannot be held, so it is not said to be."""
+    weight = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["h"], "first"),
+        onnx.helper.make_node("ReduceSum", ["h"], ["score"], "sum", keepdims=1),
+    ]
+    made = model_of(nodes, [value("x", ["n", 32])], [value("score", [1, 1])], {"w": weight})
+    onnx.save(made, tmp_path / "m.onnx")
+    data = {"x": np.ones((8, 32), np.float32), "labels": np.zeros(8, np.int64)}
+    for bounds in (Bounds(max_loss=1.0), Bounds(min_accuracy=90.0)):
+        with pytest.raises(UsageError, match="needs classes"):
+            quantize_onnx(
+                tmp_path / "m.onnx", "int4", tmp_path / "a.onnx", data=DataSet(data), bounds=bounds
+            )
+
+
+def test_overflow_is_looked_for_in_test_data(tmp_path: Path) -> None:
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["h"], "first"),
+        onnx.helper.make_node("Mul", ["h", "tiny"], ["y"], "last"),
+    ]
+    weights = {"w": np.full((8, 8), 3e4, np.float32), "tiny": np.float32([1e-4])}
+    made = model_of(nodes, [value("x", ["n", 8])], [value("y", ["n", 8])], weights)
+    onnx.save(made, tmp_path / "m.onnx")
+    data = DataSet(test={"x": np.ones((4, 8), np.float32)})
+    report = quantize_onnx(tmp_path / "m.onnx", "float16", tmp_path / "a.onnx", data=data)
+    assert {kept.why for kept in report.kept} == {"overflows float16"}
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("size", [1e-30, 1e20, 3.4e38])
+def test_blocks_of_very_large_and_small_weights(size: float, bits: int, symmetric: bool) -> None:
+    weights = np.random.default_rng(0).uniform(-1, 1, (3, 64)).astype(np.float32)
+    weights[0, 0], weights[0, 1] = 1, -1
+
+    def error(by: float) -> float:
+        blocks = quantise_rows(weights * np.float32(by), bits, 32, symmetric=symmetric)
+        wrong = blocks.decoded(64) / by - weights.astype(np.float64)
+        return float(np.sqrt(np.square(wrong).mean()))
+
+    assert error(size) == pytest.approx(error(1), rel=0.15)
 
 
 def test_bound_on_test_data_alone(net: tuple[Path, Path], tmp_path: Path) -> None:

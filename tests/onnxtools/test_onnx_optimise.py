@@ -14,8 +14,8 @@ import pytest
 
 from kvant.api.onnx_models import optimize_onnx, quantize_onnx
 from kvant.cli.main import main
-from kvant.errors import MissingExtraError, OutputError, UsageError
-from kvant.onnxtools import apart, model, packages, prepare, save, session
+from kvant.errors import FileFormatError, MissingExtraError, OutputError, UsageError
+from kvant.onnxtools import apart, exporters, model, packages, prepare, save, session
 from kvant.onnxtools.compare import Bounds
 from kvant.onnxtools.exporters import from_sklearn, from_torch
 from kvant.onnxtools.job import DataSet
@@ -139,6 +139,20 @@ def test_change_is_seen_beside_values_that_are_no_numbers() -> None:
     texts = np.asarray(["a", "b"], object)
     assert prepare.relative_change([texts], [texts]) == 0
     assert prepare.relative_change([texts], [texts[::-1]]) == np.inf
+
+
+@pytest.mark.parametrize("shape", [[2**40, 3], [1] * 70, []])
+def test_odd_shapes_of_inputs(shape: list[int], tmp_path: Path) -> None:
+    """What cannot be made up is not made up; a single number can be."""
+    kind = onnx.TensorProto.FLOAT
+    info = [onnx.helper.make_tensor_value_info(name, kind, shape) for name in ("x", "y")]
+    nodes = [onnx.helper.make_node("Relu", ["x"], ["y"], "relu")]
+    graph = onnx.helper.make_graph(nodes, "odd", info[:1], info[1:])
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    made.ir_version = 8
+    onnx.save(made, tmp_path / "m.onnx")
+    report = optimize_onnx(tmp_path / "m.onnx", tmp_path / "o.onnx")
+    assert any("no values could be made up" in step for step in report.steps) == bool(shape)
 
 
 @pytest.fixture
@@ -276,6 +290,28 @@ def test_from_sklearn(tmp_path: Path) -> None:
     assert quality.accuracy_before is not None
     assert quality.accuracy_before > 0.9
     assert abs(quality.loss) <= 3
+
+
+def test_exports_are_checked_before_they_appear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("skl2onnx")
+    linear = pytest.importorskip("sklearn.linear_model")
+    fitted = linear.LinearRegression().fit(np.eye(3), np.arange(3.0))
+
+    def unsound(path: Path) -> None:
+        raise FileFormatError(f"{path}: not sound")
+
+    monkeypatch.setattr(exporters, "open_model", unsound)
+    with pytest.raises(FileFormatError, match="not sound"):
+        from_sklearn(fitted, tmp_path / "s.onnx")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(exporters, "need", None)  # nothing is exported
+    (tmp_path / "s.onnx.data").touch()
+    with pytest.raises(OutputError, match=r"s\.onnx\.data: exists already"):
+        from_sklearn(fitted, tmp_path / "s.onnx")
+    with pytest.raises(OutputError, match="folder does not exist"):
+        from_sklearn(fitted, tmp_path / "none" / "s.onnx")
 
 
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])

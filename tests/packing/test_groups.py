@@ -121,6 +121,18 @@ def test_streams_of_bits(bits: int) -> None:
         np.testing.assert_array_equal(np.packbits(stream, bitorder="little"), data[3])
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_streams_are_filled_up_to_bytes(bits: int) -> None:
+    rng = np.random.default_rng(6)
+    for count in (1, 3, 13):
+        codes = rng.integers(0, 1 << bits, (2, 3, count)).astype(np.uint8)
+        data = packed_bits(codes, bits)
+        assert data.shape == (2, 3, -(-count * bits // 8))
+        stream = [codes[1, 2, i] >> b & 1 for i in range(count) for b in range(bits)]
+        np.testing.assert_array_equal(np.packbits(stream, bitorder="little"), data[1, 2])
+        np.testing.assert_array_equal(packed_bits(codes[1, 2], bits), data[1, 2])
+
+
 def test_small_floats_against_a_scan_of_all_values() -> None:
     rng = np.random.default_rng(6)
     x = (rng.standard_normal(4000) * np.exp(rng.uniform(-8, 8, 4000))).astype(np.float32)

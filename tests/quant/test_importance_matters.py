@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvant.export.gguf.plan import SEARCHED
+from kvant.export.gguf.keys import SEARCHED
 from kvant.packing import Packing, all_packings, dequantize
 from kvant.quant.pack import pack_rows
 

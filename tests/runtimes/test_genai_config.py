@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kvant.errors import FileFormatError
+from kvant.runtimes.onnx_names import read_names
 from kvant.runtimes.onnxruntime_genai import GenaiFolder
 
 SESSION = "model.decoder.session_options"
@@ -70,6 +71,17 @@ def test_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"genai_config\.json: .* remove the entry") as found:
         GenaiFolder.open(written(tmp_path, path, value))
     assert str(found.value).isprintable()
+
+
+def test_caches_without_a_layer(tmp_path: Path) -> None:
+    inputs = {"past_key_names": "k", "past_value_names": "v"}
+    outputs = {"present_key_names": "k2", "present_value_names": "v2"}
+    folder = written(tmp_path, "model.decoder.inputs", inputs)
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["decoder"]["outputs"] = outputs
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(FileFormatError, match="say no layer, such as 'k'"):
+        read_names(folder / "model.onnx", ["input_ids", "k", "v"], ["logits", "k2", "v2"])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ from kvant.calibration.texts import Chunks
 from kvant.checkpoint import Checkpoint
 from kvant.errors import OutputError, UsageError
 from kvant.evidence import Making
-from kvant.export.gguf.plan import SEARCHED, Plan, PlannedTensor, model_metadata, plan_export
+from kvant.export.gguf.keys import SEARCHED
+from kvant.export.gguf.plan import Plan, PlannedTensor, model_metadata, plan_export
 from kvant.export.gguf.stream import Progress
 from kvant.export.gguf.write import refuse_outputs, write_plan
 from kvant.files.atomic import write_atomic
@@ -406,7 +407,7 @@ def _needs_importance(tensor: PlannedTensor) -> bool:
 
 def _notes(plan: Plan) -> tuple[str, ...]:
     """Sentences a user should read: what gave way, and what was lost before kvant came."""
-    notes = [*plan.checkpoint.notes, *plan.notes]
+    notes = [*plan.checkpoint.told, *plan.notes]
     moved = Counter(
         (t.assignment.wanted, t.assignment.packing, t.assignment.slot.shape[-1])
         for t in plan.tensors
@@ -442,14 +443,6 @@ def _notes(plan: Plan) -> tuple[str, ...]:
             f"{len(blind)} tensors are {kinds} without importance, so quality is poor: `kvant "
             "calibrate SRC` collects it, and `kvant quantize --importance FILE` uses it."
         )
-    if plan.checkpoint.ignored:
-        keys = plan.checkpoint.ignored
-        listed = ", ".join(keys[:8]) + (" …" if len(keys) > 8 else "")
-        notes.append(f"Config keys without effect were ignored: {listed}.")
-    if plan.checkpoint.unused:
-        names = plan.checkpoint.unused
-        listed = ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
-        notes.append(f"Tensors that are not part of the computation were left out: {listed}.")
     if "tokenizer.ggml.model" not in plan.shards[0].metadata:
         notes.append("The source has no tokenizer; the file has none either and cannot chat.")
     return tuple(notes)

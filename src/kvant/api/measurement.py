@@ -19,6 +19,7 @@ from kvant.evaluation.runner import Tile, Tokens
 from kvant.runtimes import (
     Artefact,
     RunnerChoice,
+    RunnerName,
     choose,
     open_artefact,
     run_artefact,
@@ -109,42 +110,43 @@ def evaluate(
     ]
     if stated:  # before the first is loaded, and measured for an hour
         check_vocabularies(stated[0], stated[1:], corpus)
-    workers = threads_or_default(threads)
     sizes = [a.checkpoint.parameters for a in opened if a.checkpoint is not None]
+    workers, keep = threads_or_default(threads), 4 * sum(sizes) <= _KEEP_BYTES
 
     def subject(at: int) -> Subject:
-        artefact, definition = opened[at], definitions[at]
         runner = run_artefact(
-            artefact,
-            names[at],
-            threads=workers,
-            context=corpus.context,
-            keep_decoded=4 * sum(sizes) <= _KEEP_BYTES,
+            *(opened[at], names[at]), threads=workers, context=corpus.context, keep_decoded=keep
         )
-        return Subject(
-            name=artefact.name,
-            runner=runner,
-            vocabulary=None if definition is None else definition.tokens,
-            path=str(artefact.path),
-            bytes=artefact.nbytes(),
-            bpw=artefact.bpw(),
-            format=artefact.format,
-            runtime=runner_label(artefact, names[at]),
-        )
+        return _subject(opened[at], runner, names[at], definitions[at])
 
     def measured(*subjects: Subject) -> tuple[EvalResult, ...]:
         return measure(subjects[0], subjects[1:], corpus, threads=workers, progress=progress)
 
     if against is None:  # each is given back before the next is loaded
         return tuple(measured(subject(at))[0] for at in range(len(opened)))
-    base, others = subject(0), range(1, len(opened))
+    first, others = subject(0), range(1, len(opened))
     if sum(artefact.nbytes() for artefact in opened) <= _TOGETHER * available_memory():
-        return measured(base, *map(subject, others))
+        return measured(first, *map(subject, others))
     results: tuple[EvalResult, ...] = ()
     for at in others:
-        found = measured(base, subject(at))
+        found = measured(first, subject(at))
         results += found[1:] if results else found
     return results
+
+
+def _subject(
+    artefact: Artefact, runner: Runner, name: RunnerName, definition: TokenizerDefinition | None
+) -> Subject:
+    return Subject(
+        name=artefact.name,
+        runner=runner,
+        vocabulary=None if definition is None else definition.tokens,
+        path=str(artefact.path),
+        bytes=artefact.nbytes(),
+        bpw=artefact.bpw(),
+        format=artefact.format,
+        runtime=runner_label(artefact, name),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvant.builtin import DEMO, demo_path
 from kvant.checkpoint import Checkpoint, open_checkpoint
+from kvant.engine.load import processors
 from kvant.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,6 +83,4 @@ def threads_or_default(threads: int | None) -> int:
     """The number of threads asked for, or one for each processor this process may use."""
     if threads is not None:
         return min(max(1, threads), _MOST_THREADS)
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
+    return processors()

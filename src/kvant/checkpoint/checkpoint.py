@@ -65,6 +65,18 @@ class Checkpoint:
         """Number of weights, each stored one counted once."""
         return sum(weight.stored.elements for weight in self.weights.values())
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Sentences for a report: ``notes``, and what of config and tensors was left aside."""
+        found = list(self.notes)
+        if self.ignored:
+            listed = ", ".join(self.ignored[:8]) + (" …" if len(self.ignored) > 8 else "")
+            found.append(f"Config keys without effect were ignored: {listed}.")
+        if self.unused:
+            listed = ", ".join(self.unused[:4]) + (" …" if len(self.unused) > 4 else "")
+            found.append(f"Tensors that are not part of the computation were left out: {listed}.")
+        return tuple(found)
+
     def storage(self) -> dict[str, StorageCount]:
         """What the weights are stored as, by type name, most bytes first."""
         return count_storage(weight.stored for weight in self.weights.values())

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from kvant import _core
-from kvant.engine.load import available_memory
+from kvant.engine.load import available_memory, processors
 
 __all__ = ["RUNTIMES", "Gpu", "Machine", "machine", "total_memory", "warnings_for"]
 
@@ -88,7 +88,7 @@ def machine(place: Path | None = None) -> Machine:
         system=f"{platform.system()} {platform.release()}",
         cpu=cpu_name(),
         architecture=platform.machine(),
-        processors=_processors(),
+        processors=processors(),
         features=tuple(_core.cpu_features()),
         isa=_core.current_isa(),
         isas=tuple(_core.isas()),
@@ -128,12 +128,6 @@ def total_memory() -> int:
         return total
 
 
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _runtimes() -> dict[str, str]:
     found = {}
     for package in RUNTIMES:
@@ -155,7 +149,7 @@ def _nvidia() -> list[Gpu]:
         name, comma, size = line.rpartition(",")
         if comma:
             number = size.strip()
-            memory = int(number) << 20 if number.isdigit() else None
+            memory = int(number) << 20 if number.isdecimal() else None
             found.append(Gpu(name.strip()[:100], "NVIDIA", memory))
     return found
 

@@ -26,7 +26,7 @@ from kvant.graph.ir import Node, WeightRef
 from kvant.graph.ops import Moe
 from kvant.packing import get
 
-__all__ = ["KV_TYPES", "KvTypeName", "available_memory", "load_engine"]
+__all__ = ["KV_TYPES", "KvTypeName", "available_memory", "load_engine", "processors"]
 
 KvTypeName = Literal["f16", "q8_0"]
 KV_TYPES: dict[str, int] = {"f16": 0, "q8_0": 1}
@@ -122,10 +122,13 @@ def _context(checkpoint: Checkpoint) -> int:
 
 
 def _thread_count(threads: int | None) -> int:
-    if threads is not None:
-        return max(1, min(threads, 512))
+    return processors() if threads is None else max(1, min(threads, 512))
+
+
+def processors() -> int:
+    """How many this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
+        return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1
 
 

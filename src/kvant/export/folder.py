@@ -81,8 +81,8 @@ def write_folder(
             folder.write(name, data)
         if options.verify:
             folder.finish_files()
-            checked = check_folder(checkpoint, folder.work, plan.tensors, threads=options.threads)
-            plan = replace(plan, notes=(*plan.notes, checked.sentence))
+            said = check_folder(checkpoint, folder.work, plan.tensors, threads=options.threads)
+            plan = replace(plan, notes=(*plan.notes, said))
     return _result(out, plan, names, size, time.perf_counter() - started)
 
 

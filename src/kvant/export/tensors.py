@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kvant.export.pieces import Piece
 from kvant.export.shards import Sink, TensorOut
 from kvant.export.work import Job
-from kvant.packing.groups import GROUP_SCALES, Groups, ScaleType
+from kvant.packing.groups import Groups, ScaleType
 from kvant.packing.half import float_to_bf16
 from kvant.packing.quantise_groups import quantise_groups
 from kvant.packing.small_floats import nearest_e4m3
@@ -110,8 +110,7 @@ class GroupLayout(ABC):
         asks to keep them."""
         return
 
-    @property
-    def keeps_scales(self) -> bool:
+    def keeps_scales(self, grid: Groups) -> bool:
         """Whether `finish` needs the scales of all rows."""
         return False
 
@@ -144,20 +143,23 @@ class GroupTensor(OutTensor):
     def job(self, sink: Sink) -> Job:
         """See the base."""
         piece, grid, layout = self.piece, self.grid, self.layout
-        kept: Scales | None = None
-        if layout.keeps_scales:
-            kept = np.empty((piece.rows, piece.columns // grid.block), GROUP_SCALES)
+        keeps = layout.keeps_scales(grid)
+        kept: dict[int, Scales] = {}  # by first row; only while this piece is worked on
 
         def convert(fd: int, start: int, stop: int) -> None:
             x = piece.floats(fd, start, stop)
             for first, last, importance in self._parts(start, stop):
                 rows = x[first - start : last - start]
                 codes, scales = quantise_groups(grid, rows, importance, plain=self.plain)
-                if kept is not None:
-                    kept[first:last] = scales
+                if keeps:
+                    kept[first] = scales
                 layout.write(sink, piece, grid, first, codes, scales)
 
-        return Job(piece, convert, lambda: layout.finish(sink, piece, grid, kept))
+        def finish() -> None:
+            scales = np.concatenate([kept.pop(first) for first in sorted(kept)]) if keeps else None
+            layout.finish(sink, piece, grid, scales)
+
+        return Job(piece, convert, finish)
 
     def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int, Floats | None]]:
         """Cuts of rows that have one importance: each expert of a stack has its own."""
@@ -174,7 +176,7 @@ class GroupTensor(OutTensor):
     def put(self, sink: Sink, codes: Codes, scales: Scales) -> None:
         """Codes and scales of the whole piece that were chosen elsewhere."""
         self.layout.write(sink, self.piece, self.grid, 0, codes, scales)
-        kept = scales if self.layout.keeps_scales else None
+        kept = scales if self.layout.keeps_scales(self.grid) else None
         self.layout.finish(sink, self.piece, self.grid, kept)
 
 

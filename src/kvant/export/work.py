@@ -8,14 +8,15 @@ Results are written by position, so the bytes do not depend on which thread did 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from kvant.export.pieces import Piece
 
-__all__ = ["RUN_WEIGHTS", "Job", "run_jobs"]
+__all__ = ["RUN_WEIGHTS", "Job", "Task", "run_jobs", "run_tasks"]
 
 RUN_WEIGHTS = 1 << 20
 """Weights a thread works on at a time: large enough that Python's share is lost in it."""
@@ -43,6 +44,15 @@ class Job:
             yield start, min(rows, start + height)
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Work that one thread does at once: so many weights, of the tensor ``name``."""
+
+    work: Callable[[], None]
+    weights: int
+    name: str
+
+
 class _Left:
     """How many runs of a job are not done."""
 
@@ -64,31 +74,10 @@ def run_jobs(jobs: Sequence[Job], *, threads: int, progress: Progress | None = N
         KvantError: what a job raised.
     """
     total = sum(job.piece.rows * job.piece.columns for job in jobs)
-    done = 0
-    waiting: dict[Future[None], tuple[int, str]] = {}
-    stop = threading.Event()
-
-    def work(job: Job, fd: int, start: int, end: int, left: _Left) -> None:
-        if stop.is_set():
-            return
-        job.convert(fd, start, end)
-        if left.done() and job.finish is not None:
-            job.finish()
-
-    def take(most: int) -> None:
-        nonlocal done
-        while len(waiting) > most:
-            ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in ready:
-                weights, name = waiting.pop(future)
-                future.result()
-                done += weights
-                if progress is not None:
-                    progress(done, total, name)
-
-    with ExitStack() as files, ThreadPoolExecutor(max(1, threads)) as pool:
+    with ExitStack() as files:
         opened: dict[object, int] = {}
-        try:
+
+        def tasks() -> Iterator[Task]:
             for job in jobs:
                 path = job.piece.weight.stored.path
                 if path not in opened:
@@ -96,10 +85,61 @@ def run_jobs(jobs: Sequence[Job], *, threads: int, progress: Progress | None = N
                 cuts = list(job.runs())
                 left = _Left(len(cuts))
                 for start, end in cuts:
-                    future = pool.submit(work, job, opened[path], start, end, left)
-                    weights = (end - start) * job.piece.columns
-                    waiting[future] = (weights, job.piece.canonical)
-                    take(2 * threads)
+                    work = partial(_convert, job, opened[path], start, end, left)
+                    yield Task(work, (end - start) * job.piece.columns, job.piece.canonical)
+
+        run_tasks(tasks(), threads=threads, total=total, progress=progress)
+
+
+def _convert(job: Job, fd: int, start: int, end: int, left: _Left) -> None:
+    job.convert(fd, start, end)
+    if left.done() and job.finish is not None:
+        job.finish()
+
+
+def run_tasks(
+    tasks: Iterable[Task],
+    *,
+    threads: int,
+    total: int,
+    done: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Do all tasks, taken in order; the first error, or the user's interrupt, ends the rest.
+
+    Args:
+        tasks: made when their turn comes.
+        threads: how many work.
+        total: weights in all, for progress.
+        done: weights that were done before.
+        progress: called from this thread.
+
+    Raises:
+        KvantError: what a task raised.
+    """
+    waiting: dict[Future[None], Task] = {}
+    stop = threading.Event()
+
+    def work(task: Task) -> None:
+        if not stop.is_set():
+            task.work()
+
+    def take(most: int) -> None:
+        nonlocal done
+        while len(waiting) > most:
+            ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in ready:
+                task = waiting.pop(future)
+                future.result()
+                done += task.weights
+                if progress is not None:
+                    progress(done, total, task.name)
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        try:
+            for task in tasks:
+                waiting[pool.submit(work, task)] = task
+                take(2 * threads)
             take(0)
         except BaseException:
             stop.set()

@@ -24,7 +24,8 @@ from kvant.onnxtools.inner import all_nodes, graphs_of, inner_graphs, names_made
 from kvant.onnxtools.levels import OnnxOptions
 from kvant.onnxtools.model import OnnxModel, copy_of, initializers
 from kvant.onnxtools.packages import onnx
-from kvant.onnxtools.rows import Codes, Floats, quantise_rows
+from kvant.onnxtools.rows import Floats, quantise_rows
+from kvant.packing.bits import packed_bits
 
 __all__ = [
     "FOLDABLE",
@@ -137,7 +138,7 @@ class _Maker:
 
     def quantise(self, node: Any, place: int) -> None:
         name = node.input[place]
-        values = self._finite(name)
+        values = self._finite(node, name)
         if not self.standard and values.ndim == 2:
             if node.op_type == "MatMul":
                 self._matmul(node, name, values, node.output[0])
@@ -177,10 +178,10 @@ class _Maker:
             found = quantise_rows(
                 np.ascontiguousarray(matrix.T), bits, block, symmetric=self.options.symmetric
             )
-            self._store(f"{name}_{form}", _packed(found.codes, bits))
+            self._store(f"{name}_{form}", packed_bits(found.codes, bits))
             self._store(f"{name}_{form}_scales", found.scales)
             if not self.options.symmetric:
-                self._store(f"{name}_{form}_zeros", _packed(_even(found.zeros, bits), bits))
+                self._store(f"{name}_{form}_zeros", packed_bits(found.zeros, bits))
             self._made[name, form] = f"{name}_{form}"
         stem = self._made[name, form]
         inputs += [stem, stem + "_scales"]
@@ -196,11 +197,11 @@ class _Maker:
         block, bits = self.options.block, self.bits
         if (name, "gather") not in self._made:
             found = quantise_rows(table, bits, block, symmetric=self.options.symmetric)
-            packed = _packed(found.codes, bits)
+            packed = packed_bits(found.codes, bits)
             self._store(f"{name}_gather", packed.reshape(len(table), -1))
             self._store(f"{name}_gather_scales", found.scales)
             if not self.options.symmetric:
-                self._store(f"{name}_gather_zeros", _packed(_even(found.zeros, bits), bits))
+                self._store(f"{name}_gather_zeros", packed_bits(found.zeros, bits))
             self._made[name, "gather"] = f"{name}_gather"
         stem = self._made[name, "gather"]
         inputs = [stem, node.input[1], stem + "_scales"]
@@ -212,7 +213,7 @@ class _Maker:
     def _decoded(self, node: Any, place: int) -> str:
         """The weight in float, made from codes of it as [outputs, the rest]."""
         name = node.input[place]
-        values = self._finite(name)
+        values = self._finite(node, name)
         first = 0 if node.op_type not in ("MatMul", "Gemm") or values.ndim != 2 else 1
         if node.op_type == "Gemm" and _attribute(node, "transB", 0):
             first = 0
@@ -227,10 +228,13 @@ class _Maker:
             self._made[key] = make(f"{name}_{key[1]}", rows, values.shape, first)
         return self._made[key]
 
-    def _finite(self, name: str) -> Floats:
+    def _finite(self, node: Any, name: str) -> Floats:
         values = np.asarray(self.model.values(name), np.float32)
         if not np.isfinite(values).all():
-            raise DataError(f"weight {quote(name)} holds NaN or infinity: not to be quantised.")
+            raise DataError(
+                f"weight {quote(name)} holds NaN or infinity, which no block of integers can. Keep "
+                f"its node in float: --keep-float {quote(node.name)}."
+            )
         return values
 
     def _folded(self, stem: str, rows: Floats, shape: tuple[int, ...], first: int) -> str:
@@ -246,7 +250,7 @@ class _Maker:
         found = quantise_rows(rows, bits, block, symmetric=symmetric)
         decoder = Decoder(stem, bits, self._store, self._decoders)
         zeros = None if symmetric else found.zeros
-        return decoder.blocks(_packed(found.codes, bits), found.scales, zeros, shape, first)
+        return decoder.blocks(packed_bits(found.codes, bits), found.scales, zeros, shape, first)
 
     def _standard(self, stem: str, rows: Floats, shape: tuple[int, ...], first: int) -> str:
         columns = rows.shape[1]
@@ -290,10 +294,7 @@ class _Maker:
         package = onnx()
         tensor = package.TensorProto(name=name, data_type=kind, dims=values.shape)
         flat = (values.reshape(-1) & (2**self.bits - 1)).astype(np.uint8)
-        per = 8 // self.bits
-        padded = np.zeros(-(-len(flat) // per) * per, np.uint8)
-        padded[: len(flat)] = flat
-        tensor.raw_data = _packed(padded, self.bits).tobytes()
+        tensor.raw_data = packed_bits(flat, self.bits).tobytes()
         self.proto.graph.initializer.append(tensor)
 
     def finished(self) -> Any:
@@ -324,27 +325,6 @@ def _attribute(node: Any, name: str, default: float) -> float:
         if attribute.name == name:
             return float(attribute.f if attribute.type == 1 else attribute.i)
     return default
-
-
-def _packed(codes: Codes, bits: int) -> Codes:
-    """Codes along the last dimension into bytes, low bits first."""
-    if bits == 8:
-        return codes
-    per = 8 // bits
-    grouped = codes.reshape(*codes.shape[:-1], -1, per)
-    packed = np.zeros(grouped.shape[:-1], np.uint8)
-    for index in range(per):
-        packed |= grouped[..., index] << np.uint8(index * bits)
-    return packed
-
-
-def _even(zeros: Codes, bits: int) -> Codes:
-    """Zero points padded along a row so that they fill bytes."""
-    per = 8 // bits
-    width = -(-zeros.shape[-1] // per) * per
-    padded = np.zeros((*zeros.shape[:-1], width), np.uint8)
-    padded[..., : zeros.shape[-1]] = zeros
-    return padded
 
 
 def opset_needed(bits: int, *, standard: bool) -> int:

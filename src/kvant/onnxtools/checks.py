@@ -14,6 +14,8 @@ from kvant.onnxtools.packages import onnx
 __all__ = ["check_order", "check_structure", "check_tensors"]
 
 _MAX_DEPTH = 40  # graphs within graphs; the deepest of real models is four
+_MAX_RANK = 32  # NumPy's is 64, or 32 before its second version; models have eight at most
+_MAX_OPSET = 10_000  # 30 or so exist
 _STANDARD = ("", "ai.onnx", "ai.onnx.ml")
 
 
@@ -164,6 +166,12 @@ def _check_operators(proto: Any, where: str) -> None:
     versions.setdefault("", versions.get("ai.onnx", 0))
     versions.setdefault("ai.onnx", versions[""])
     functions = {(f.domain, f.name) for f in proto.functions}
+    odd = [o for o in proto.opset_import if not 0 <= o.version <= _MAX_OPSET]
+    if odd:
+        raise FileFormatError(
+            f"{where}: imports opset {odd[0].version} of domain {quote(odd[0].domain)}, expected 1 "
+            f"to {_MAX_OPSET}. The file is damaged; export it again."
+        )
     schemas = onnx().defs
     for node in _all_nodes(proto.graph.node):
         if (node.domain, node.op_type) in functions:
@@ -195,6 +203,11 @@ def check_tensors(proto: Any, where: str) -> None:
         name = f"{where}: tensor {quote(tensor.name or '(no name)')}"
         if any(d < 0 for d in tensor.dims):
             raise FileFormatError(f"{name} has a negative dimension: {list(tensor.dims)[:8]}.")
+        if len(tensor.dims) > _MAX_RANK or tensor.HasField("segment"):
+            raise FileFormatError(
+                f"{name} has {len(tensor.dims)} dimensions, or is a part of a tensor; expected a "
+                f"whole one of at most {_MAX_RANK}. The file is damaged; export it again."
+            )
         if tensor.data_type == 0 and not tensor.ByteSize():
             continue  # the empty half of a sparse attribute that is not there
         count = math.prod(tensor.dims)

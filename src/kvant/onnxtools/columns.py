@@ -7,9 +7,11 @@ mapped (mapped pages count as the process's own) and never all at once.
 from __future__ import annotations
 
 import math
+import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -19,11 +21,18 @@ import numpy.typing as npt
 from kvant.errors import FileFormatError, InputError
 from kvant.files.source import open_source, printable, quote
 
-__all__ = ["Column", "Joined", "Memory", "NpyFile", "npz_columns"]
+__all__ = ["Column", "Joined", "Memory", "NpyFile", "Wanted", "every", "npz_columns"]
 
 Array = npt.NDArray[Any]
+Wanted = Callable[[int], bool]
+"""Whether a row is read, by its number; the others are passed over as cheaply as may be."""
 _MAX_HEADER = 10_000
 _MAX_MEMBERS = 10_000
+
+
+def every(index: int) -> bool:
+    """All rows."""
+    return True
 
 
 class Column(Protocol):
@@ -35,8 +44,8 @@ class Column(Protocol):
     """Of one row."""
     dtype: np.dtype[Any]
 
-    def rows(self) -> Iterator[Array]:
-        """Every row, in order, each an array of its own."""
+    def rows(self, wanted: Wanted = every) -> Iterator[Array]:
+        """The rows that are wanted, in order, each an array of its own."""
         ...
 
 
@@ -49,9 +58,10 @@ class Memory:
         self.name, self._values = name, values
         self.count, self.shape, self.dtype = len(values), values.shape[1:], values.dtype
 
-    def rows(self) -> Iterator[Array]:
-        """Every row."""
-        yield from (np.ascontiguousarray(row) for row in self._values)
+    def rows(self, wanted: Wanted = every) -> Iterator[Array]:
+        """See `Column`."""
+        found = (row for index, row in enumerate(self._values) if wanted(index))
+        yield from map(np.ascontiguousarray, found)
 
 
 class NpyFile:
@@ -85,13 +95,16 @@ class NpyFile:
             )
         self.count, self.shape = shape[0], tuple(shape[1:])
 
-    def rows(self) -> Iterator[Array]:
-        """Every row."""
+    def rows(self, wanted: Wanted = every) -> Iterator[Array]:
+        """See `Column`."""
         length = math.prod(self.shape) * self.dtype.itemsize
         with self._open() as (stream, _):
             _header(stream)
-            for _ in range(self.count):
+            for index in range(self.count):
                 try:
+                    if not wanted(index):
+                        stream.seek(length, os.SEEK_CUR)
+                        continue
                     data = stream.read(length)
                 except (zipfile.BadZipFile, OSError, EOFError) as error:
                     raise FileFormatError(
@@ -172,7 +185,13 @@ class Joined:
         self.name, self.shape, self.dtype = first.name, first.shape, first.dtype
         self.count = sum(part.count for part in parts)
 
-    def rows(self) -> Iterator[Array]:
-        """Every row of every part."""
+    def rows(self, wanted: Wanted = every) -> Iterator[Array]:
+        """See `Column`; parts are counted through."""
+        before = 0
         for part in self._parts:
-            yield from part.rows()
+            yield from part.rows(partial(_after, wanted, before))
+            before += part.count
+
+
+def _after(wanted: Wanted, before: int, index: int) -> bool:
+    return wanted(before + index)

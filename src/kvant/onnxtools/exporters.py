@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from kvant.errors import OutputError, UnsupportedError, UsageError
@@ -47,6 +49,7 @@ def from_torch(
         UnsupportedError: torch cannot export it.
         OutputError: it cannot be written.
     """
+    target = _target(path, force=force)
     torch = need("torch", "torch-export")
     need("onnxscript", "torch-export")
     training = module.training
@@ -76,7 +79,7 @@ def from_torch(
         ) from None
     finally:
         module.train(training)
-    return _written(proto, path, force=force)
+    return _written(proto, target, force=force)
 
 
 class _quiet:  # noqa: N801 - reads as what it does
@@ -120,6 +123,7 @@ def from_sklearn(
         UnsupportedError: skl2onnx cannot convert it.
         OutputError: it cannot be written.
     """
+    target = _target(path, force=force)
     convert = need("skl2onnx", "sklearn-export")
     types = need("skl2onnx.common.data_types", "sklearn-export")
     width = features if features is not None else getattr(estimator, "n_features_in_", None)
@@ -140,13 +144,29 @@ def from_sklearn(
         raise UnsupportedError(
             f"skl2onnx cannot convert {type(estimator).__name__}: {type(error).__name__}: {text}"
         ) from None
-    return _written(proto, path, force=force)
+    return _written(proto, target, force=force)
 
 
-def _written(proto: Any, path: str | Path, *, force: bool) -> tuple[Path, ...]:
+def _target(path: str | Path, *, force: bool) -> Path:
+    """The file to write; refused before any work where it, or its data, is there already."""
     target = Path(path)
     if target.suffix != ".onnx":
         raise OutputError(f"{target}: expected a name that ends in .onnx.")
-    paths = save_model(proto, target, force=force)
-    open_model(target)
-    return paths
+    if not target.parent.is_dir():
+        raise OutputError(
+            f"{target}: cannot be written: its folder does not exist. Create it first."
+        )
+    for file in (target, target.with_name(target.name + ".data")):
+        if os.path.lexists(file) and not force:
+            raise OutputError(f"{file}: exists already. Choose another name or pass force=True.")
+    return target
+
+
+def _written(proto: Any, target: Path, *, force: bool) -> tuple[Path, ...]:
+    """Write what an exporter made, once it reads back as a sound model."""
+    try:
+        with TemporaryDirectory(prefix=f".{target.stem[:40]}.", dir=target.parent) as folder:
+            open_model(save_model(proto, Path(folder) / target.name)[0])
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror}.") from None
+    return save_model(proto, target, force=force)

@@ -101,7 +101,6 @@ def make_static(
     ranges: Mapping[str, Range],
     options: OnnxOptions,
     keep: Collection[str] = (),
-    only: Collection[str] = (),
 ) -> Any:
     """A model with weights and activations in int8.
 
@@ -110,7 +109,6 @@ def make_static(
         ranges: of its values, from `measure_ranges`.
         options: format, types, per channel.
         keep: nodes that stay in float.
-        only: if given, all nodes but these stay in float.
 
     Raises:
         UnsupportedError: onnxruntime's quantiser gives up.
@@ -136,7 +134,7 @@ def make_static(
         package.QuantType.QInt8,
         activation,
         as_tensors_data(ranges),
-        list(only),
+        list[str](),  # all nodes
         float_too,
         sorted(operators),
         extra,

@@ -280,8 +280,9 @@ class Job:
         )
 
     def _find_overflow(self) -> None:
-        if self._calibration is not None:
-            self._ranges = self._measured(self._calibration)
+        part = self._calibration or self._tests
+        if part is not None:
+            self._ranges = self._measured(part)
         else:
             self.steps.append("no data: values that overflow float16 were not looked for")
         kept = {known.node for known in self.kept}
@@ -335,7 +336,13 @@ class Job:
             if self.progress:
                 self.progress("comparing", done, total)
 
-        return measure_quality(self.base, self._session(proto), self._tests.batches(), told)
+        found = measure_quality(self.base, self._session(proto), self._tests.batches(), told)
+        if self.bounds.needs_labels and found.accuracy_after is None:
+            raise UsageError(
+                f"a bound on accuracy needs classes: the first output of {self.model.name} is "
+                "neither a class for each sample nor a row of scores. --max-error needs none."
+            )
+        return found
 
     def _probe(self, proto: Any) -> float:
         part = self._calibration or self._tests

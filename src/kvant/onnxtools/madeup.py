@@ -24,6 +24,8 @@ _IMAGES = (
     *((28, 28), (299, 299), (512, 512), (96, 96), (256, 256), (1024, 1024)),
 )
 """Tried for heights and widths; all but one are multiples of 16."""
+_DIMENSIONS = 32
+"""Of an input; NumPy has no more."""
 _MOST = 1 << 24
 """Elements of an input; what needs more is not made up."""
 _IDS = 100
@@ -107,7 +109,7 @@ def _trials(ports: Sequence[Port]) -> Iterator[dict[str, tuple[int, ...]]]:
                 port.name: _shape(port, size if index == 0 else others, image, batch)
                 for index, port in enumerate(ports)
             }
-            if all(math.prod(shape) <= _MOST for shape in shapes.values()):
+            if all(len(s) <= _DIMENSIONS and math.prod(s) <= _MOST for s in shapes.values()):
                 yield shapes
 
 

@@ -137,7 +137,7 @@ def open_model(path: str | Path) -> OnnxModel:
     check_tensors(proto, str(path))
     external = check_external(proto, path)
     _check_memory(path, size + sum(external.values()))
-    _check_by_onnx(proto, path)
+    _check_by_onnx(path)
     apart = map_external(proto, path) if sum(external.values()) >= APART_FROM else {}
     load_external(proto, path, but=apart)
     check_tensors(proto, str(path))
@@ -165,7 +165,7 @@ def _check_memory(path: Path, needed: int) -> None:
         )
 
 
-def _check_by_onnx(proto: Any, path: Path) -> None:
+def _check_by_onnx(path: Path) -> None:
     """onnx's checker: attributes, types of fields, names. Reads the files by itself."""
     checker = onnx().checker
     try:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 __all__ = ["Blocks", "Codes", "Floats", "quantise_rows"]
 
 _SHRINK = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
+_LARGEST, _LARGE = np.float32(3.4028e38), 1e35  # no code times a scale is more: it'd be infinite
 _CHUNK = 1 << 18  # values at once: they and what is made of them stay in a cache
 
 Floats = npt.NDArray[np.float32]
@@ -56,22 +57,29 @@ def quantise_rows(weights: Floats, bits: int, block: int, *, symmetric: bool) ->
 
 def _best(values: Floats, bits: int, *, symmetric: bool) -> tuple[Codes, Floats, Codes]:
     top = 2**bits - 1
-    low = np.minimum(values.min(-1), 0.0)
-    high = np.maximum(values.max(-1), 0.0)
-    least = np.full(low.shape, np.inf, np.float32)
-    best = (np.zeros(values.shape, np.uint8), np.ones_like(low), np.zeros(low.shape, np.uint8))
-    middle = np.float32(2 ** (bits - 1))
+    # In double precision, where neither ranges nor squares of large weights overflow.
+    low = np.minimum(values.min(-1), 0.0).astype(np.float64)
+    high = np.maximum(values.max(-1), 0.0).astype(np.float64)
+    least = np.full(low.shape, np.inf)
+    best = (
+        np.zeros(values.shape, np.uint8),
+        np.ones(low.shape, np.float32),
+        np.zeros(low.shape, np.uint8),
+    )
+    middle = 2 ** (bits - 1)
     for shrink in _SHRINK if bits < 8 else _SHRINK[:1]:
-        if symmetric:
-            scale = np.maximum(-low / middle, high / (middle - 1)) * np.float32(shrink)
-            scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-            zero = np.full_like(scale, middle)
-        else:
-            scale = (high - low) * np.float32(shrink / top)
-            scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-            zero = np.clip(np.rint(-low * np.float32(shrink) / scale), 0, top)
-        code = np.clip(np.rint(values / scale[..., None]) + zero[..., None], 0, top)
-        wrong = (((code - zero[..., None]) * scale[..., None] - values) ** 2).sum(-1)
+        widest = np.maximum(-low / middle, high / (middle - 1)) if symmetric else (high - low) / top
+        scale = (widest * shrink).astype(np.float32)
+        scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
+        zero = np.full_like(scale, middle)
+        if not symmetric:
+            zero = np.clip(np.rint(-low * shrink / scale), 0, top).astype(np.float32)
+        steps = values / scale[..., None] + zero[..., None]
+        code = np.clip(np.rint(steps), 0, top)
+        wrong = ((code - steps) ** 2).sum(-1) * np.square(scale, dtype=np.float64)
+        if scale.max(initial=0) > _LARGE:
+            reach = np.abs(code - zero[..., None]).max(-1)
+            scale = np.minimum(scale, _LARGEST / np.maximum(reach, 1))
         better = wrong < least
         least = np.where(better, wrong, least)
         best[0][better] = code[better].astype(np.uint8)

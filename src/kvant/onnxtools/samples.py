@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from kvant.errors import DataError, InputError, UsageError
 from kvant.files.source import quote
-from kvant.onnxtools.columns import Column
+from kvant.onnxtools.columns import Column, Wanted, every
 from kvant.onnxtools.model import Port
 from kvant.onnxtools.sources import Normalise, columns_of
 
@@ -99,11 +100,15 @@ class Samples:
         """``runs`` of the runs, evenly spread, and all the others."""
         return Part(self, runs, True), Part(self, runs, False)
 
-    def batches(self) -> Iterator[Batch]:
-        """Every run, in order, each read when it is needed."""
-        streams = [fit.column.rows() for fit in self._fits]
-        labels = self._labels.rows() if self._labels is not None else None
-        for run in range(self.runs):
+    def batches(self, wanted: Wanted = every) -> Iterator[Batch]:
+        """The runs that are wanted, in order, each read when it is needed; others are not."""
+
+        def row_wanted(index: int) -> bool:
+            return wanted(index // self.batch)
+
+        streams = [fit.column.rows(row_wanted) for fit in self._fits]
+        labels = self._labels.rows(row_wanted) if self._labels is not None else None
+        for run in filter(wanted, range(self.runs)):
             feeds = {}
             for fit, stream in zip(self._fits, streams, strict=True):
                 rows = [next(stream) for _ in range(self.batch)]
@@ -134,15 +139,12 @@ class Part:
 
     def batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Its runs in order, at most ``limit``."""
-        total, given = self.samples.runs, 0
-        for index, batch in enumerate(self.samples.batches()):
-            here = index * self.chosen // total < (index + 1) * self.chosen // total
-            if here != self.inside:
-                continue
-            if limit is not None and given >= limit:
-                return
-            given += 1
-            yield batch
+        return islice(self.samples.batches(self._has), limit)
+
+    def _has(self, run: int) -> bool:
+        total = self.samples.runs
+        here = run * self.chosen // total < (run + 1) * self.chosen // total
+        return here == self.inside
 
 
 def open_samples(

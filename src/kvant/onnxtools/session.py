@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kvant.engine.load import processors
 from kvant.errors import FileFormatError, NotEnoughMemoryError, UnsupportedError
 from kvant.files.source import printable
 from kvant.onnxtools.apart import Apart, is_apart
@@ -58,7 +58,7 @@ class Session:
         levels = runtime.GraphOptimizationLevel
         options = runtime.SessionOptions()
         options.log_severity_level = 4
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or processors()
         options.inter_op_num_threads = 1
         options.graph_optimization_level = (
             levels.ORT_DISABLE_ALL if plain else getattr(levels, f"ORT_ENABLE_{level.upper()}")

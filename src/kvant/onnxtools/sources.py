@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,22 @@ import numpy.typing as npt
 
 from kvant.errors import DataError, FileFormatError, InputError, UsageError
 from kvant.files.source import printable, quote
-from kvant.onnxtools.columns import Column, Joined, Memory, NpyFile, npz_columns
+from kvant.onnxtools.columns import (
+    Column,
+    Joined,
+    Memory,
+    NpyFile,
+    Wanted,
+    every,
+    npz_columns,
+)
 from kvant.onnxtools.model import Port
 from kvant.onnxtools.packages import need
 
 __all__ = ["IMAGE_SUFFIXES", "Normalise", "columns_of"]
 
 Array = npt.NDArray[Any]
+_CLASS = re.compile(r"[0-9]{1,9}")  # str.isdigit() takes superscripts, which int() does not
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
 
 
@@ -142,7 +152,7 @@ def _labels(path: Path) -> dict[str, int]:
             for number, row in enumerate(csv.reader(file), 1):
                 if len(row) != 2:
                     raise InputError(f"{path}: line {number}: expected `file,class`.")
-                if row[1].strip().isdigit():
+                if _CLASS.fullmatch(row[1].strip()):
                     found[row[0].strip()] = int(row[1])
                 elif number > 1:  # the first may be a heading
                     raise InputError(
@@ -182,9 +192,11 @@ class Images:
         plane = (height, width)
         self.shape: tuple[int, ...] = (channels, *plane) if self._axis == 0 else (*plane, channels)
 
-    def rows(self) -> Iterator[Array]:
-        """Every image, as the input takes it."""
-        for file in self._files:
+    def rows(self, wanted: Wanted = every) -> Iterator[Array]:
+        """The images that are wanted, as the input takes them."""
+        for index, file in enumerate(self._files):
+            if not wanted(index):
+                continue
             pixels = self._decoded(file)
             pixels = pixels[..., None] if pixels.ndim == 2 else pixels
             if self._axis == 0:

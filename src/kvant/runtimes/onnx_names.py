@@ -134,6 +134,11 @@ def _cache(
         ]
         if not all(past in inputs and present in outputs for past, present in found):
             break
+        if layer and found == pairs[-2:]:
+            raise FileFormatError(
+                f"{GENAI}: the names of keys and values say no layer, such as "
+                f"{quote(names['past_key_names'])}; expected %d in each. Fetch the file again."
+            )
         pairs += found
     return pairs
 

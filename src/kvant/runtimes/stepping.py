@@ -115,7 +115,7 @@ class StepRunner(Generic[S]):
         for index, ids in enumerate(tokens):
             sequence = self._stepper.sequence()
             try:
-                for start, stop in self._chunks(first_row, length):
+                for start, stop in self._chunks(length):
                     rows = self._stepper.feed(sequence, ids[start:stop], "all")
                     if stop > first_row:
                         row = max(start, first_row)
@@ -124,7 +124,7 @@ class StepRunner(Generic[S]):
             finally:
                 sequence.free()
 
-    def _chunks(self, first_row: int, length: int) -> Iterator[tuple[int, int]]:
+    def _chunks(self, length: int) -> Iterator[tuple[int, int]]:
         if self._stepper.whole:
             yield 0, length
             return

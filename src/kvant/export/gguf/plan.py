@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from kvant.arch import RowOrder
-from kvant.calibration.imatrix import importance_bytes
 from kvant.calibration.importance import Importance
-from kvant.checkpoint import Checkpoint, Weight, fingerprint, rotary_row_order
-from kvant.checkpoint.pooling import POOLING_KEY, POOLING_TYPES
-from kvant.checkpoint.sampling import sampling_of
+from kvant.checkpoint import Checkpoint, Weight, rotary_row_order
 from kvant.errors import UsageError
 from kvant.evidence import QUALITY, SOURCE, Making, quality_text
+from kvant.export.gguf.keys import (
+    CHECKSUMS,
+    METADATA,
+    SEARCHED,
+    TABLE,
+    ModelKeys,
+    importance_keys,
+    metadata_checksum,
+    model_metadata,
+    recipe_keys,
+    split_keys,
+    table_checksum,
+)
 from kvant.files.gguf import (
     DEFAULT_ALIGNMENT,
     TensorSpec,
@@ -31,60 +37,26 @@ from kvant.files.gguf import (
     array,
     header_bytes,
     header_length,
-    int32,
     metadata_bytes,
     padded,
     split_name,
     string,
-    strings,
-    uint16,
-    uint32,
     uint64,
 )
-from kvant.files.tensor import StoredTensor
-from kvant.packing import all_packings, get
+from kvant.packing import get
 from kvant.quant.assign import Assignment, Slot, assign, parse_override
-from kvant.quant.presets import PRESETS
 from kvant.quant.recipe import FLOATS, ModelShape, Recipe
-from kvant.version import __version__
 
 __all__ = [
-    "CHECKSUMS",
-    "METADATA",
-    "SEARCHED",
-    "TABLE",
     "ModelKeys",
     "Plan",
     "PlannedTensor",
     "Shard",
-    "importance_keys",
     "model_metadata",
     "model_shape",
     "model_slots",
     "plan_export",
-    "table_checksum",
 ]
-
-CHECKSUMS = "kvant.tensor.xxh64"
-"""Metadata key: the XXH64 of each tensor's bytes in file order, as llama-gguf-hash computes it."""
-
-TABLE = "kvant.tensor.table"
-"""Metadata key: the XXH64 of names, types and shapes of all tensors in order (`table_checksum`).
-Where it is not that of the file, another tool wrote the file and only copied our keys."""
-
-METADATA = "kvant.metadata.xxh64"
-"""Metadata key: the XXH64 of all other metadata of the (first) file as it is stored, checksums
-excepted."""
-
-SEARCHED = frozenset(p.name for p in all_packings() if p.searches)
-"""Packings whose scales are searched for, so that importance makes a difference."""
-
-_QUANTISATION_VERSION = 2  # of ggml's block layouts, unchanged since May 2023
-
-# Keys of a GGUF source that do not describe the model but that one file.
-_OF_ONE_FILE = re.compile(
-    r"split\.|kvant\.|quantize\.|general\.(file_type|quantization_version|alignment)$"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +209,7 @@ def plan_export(
     ]
     if model is None:
         model = model_metadata(checkpoint)
-    keys = _recipe_metadata(recipe, overrides, {t.assignment.packing for t in tensors}, making)
+    keys = recipe_keys(recipe, overrides, {t.assignment.packing for t in tensors}, making)
     if importance is not None and any(t.importance is not None for t in tensors):
         # What names a method of its own says more than that errors were weighed.
         keys |= importance_keys(importance) | (making or Making()).to_metadata()
@@ -249,115 +221,11 @@ def plan_export(
     return Plan(checkpoint, recipe, tuple(overrides), shards, model.notes)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelKeys:
-    """Metadata that does not depend on the recipe, and its bytes in a header.
-
-    ``fingerprint`` is the source's; ``notes`` say what of the source it does not carry.
-    """
-
-    values: Mapping[str, Value]
-    encoded: bytes
-    fingerprint: str
-    notes: tuple[str, ...] = ()
-
-
-def model_metadata(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) -> ModelKeys:
-    """The keys that do not depend on the recipe: name and origin, sampling, config, tokenizer,
-    and the source's fingerprint.
-
-    A GGUF source's own keys are kept as they are, but for those about that one file.
-
-    Raises:
-        InputError: the tokenizer cannot be read, or llama.cpp's name of its pre-tokenizer cannot
-            be determined and was not given.
-        UsageError: it was given for a GGUF file, which has its own.
-    """
-    if checkpoint.gguf is not None:
-        if pre_tokenizer is not None:
-            raise UsageError(
-                f"{checkpoint.path}: --pre-tokenizer is for Hugging Face folders, got a GGUF file, "
-                "whose tokenizer is kept as it is; leave the option out."
-            )
-        kept = {k: v for k, v in checkpoint.gguf.metadata.items() if not _OF_ONE_FILE.match(k)}
-        return _model_keys(kept, fingerprint(checkpoint))
-    sampling, notes = sampling_of(checkpoint.path)
-    keys = checkpoint.architecture.to_gguf(checkpoint.config)
-    keys = {
-        "general.architecture": keys["general.architecture"],
-        **checkpoint.info.to_gguf(),
-        **sampling,
-        **keys,
-    }
-    if checkpoint.pooling is not None:
-        key = f"{checkpoint.architecture.gguf_name}.{POOLING_KEY}"
-        keys[key] = uint32(POOLING_TYPES[checkpoint.pooling])
-    tokenizer = checkpoint.tokenizer(pre=pre_tokenizer)
-    if tokenizer is not None:
-        from kvant.tokenizer.gguf_meta import to_metadata
-
-        keys.update(to_metadata(tokenizer))
-        notes += tokenizer.notes
-    return _model_keys(keys, fingerprint(checkpoint), notes)
-
-
-def _model_keys(values: Mapping[str, Value], source: str, notes: tuple[str, ...] = ()) -> ModelKeys:
-    return ModelKeys(values, metadata_bytes(values), source, notes)
-
-
 def _source_of(checkpoint: Checkpoint, tensors: Sequence[PlannedTensor], own: str) -> str:
     """The fingerprint to state: where nothing is rounded, a copy keeps what its source says."""
     if checkpoint.gguf is None or any(t.source_type != t.assignment.packing for t in tensors):
         return own
     return checkpoint.gguf.get_str(SOURCE, own)
-
-
-def table_checksum(tensors: Iterable[TensorSpec | StoredTensor]) -> int:
-    """What ``kvant.tensor.table`` says of these tensors."""
-    lines = (f"{t.name} {t.type.name} {'x'.join(map(str, t.shape))}\n" for t in tensors)
-    return xxhash.xxh64_intdigest("".join(lines).encode())
-
-
-def metadata_checksum(metadata: Mapping[str, Value]) -> int:
-    """What ``kvant.metadata.xxh64`` says of these keys."""
-    kept = {k: v for k, v in metadata.items() if k not in (METADATA, CHECKSUMS)}
-    return xxhash.xxh64_intdigest(metadata_bytes(kept))
-
-
-def _recipe_metadata(
-    recipe: Recipe, overrides: Sequence[str], packings: Set[str], making: Making | None
-) -> dict[str, Value]:
-    keys = {
-        "general.file_type": uint32(recipe.file_type),
-        "kvant.version": string(__version__),
-        "kvant.recipe": string(recipe.name),
-    }
-    if packings - FLOATS:
-        keys["general.quantization_version"] = uint32(_QUANTISATION_VERSION)
-        searched = bool(packings & SEARCHED)
-        keys["kvant.method"] = string("scale search" if searched else "plain formula")
-        keys.update((making or Making()).to_metadata())
-    if recipe not in PRESETS:  # a preset's name says it all
-        keys["kvant.recipe.definition"] = string(json.dumps(recipe.to_json(), sort_keys=True))
-    if overrides:
-        keys["kvant.recipe.overrides"] = strings(overrides)
-    return keys
-
-
-def importance_keys(importance: Importance) -> dict[str, Value]:
-    """What a file says of the importance it was made with: llama.cpp's keys, and a checksum."""
-    digest = importance.sha256 or hashlib.sha256(importance_bytes(importance)).hexdigest()
-    keys = {
-        "kvant.method": string("weighted scale search"),
-        "kvant.importance.sha256": string(digest),
-        "quantize.imatrix.entries_count": uint32(len(importance.sums)),
-        "quantize.imatrix.chunks_count": uint32(importance.chunks),
-    }
-    if importance.file:
-        keys["quantize.imatrix.file"] = string(importance.file)
-    if importance.datasets:
-        keys["quantize.imatrix.dataset"] = string(Path(importance.datasets[0]).name)
-    return keys
 
 
 def _importance(
@@ -420,7 +288,7 @@ def _shards(
     for number, group in enumerate(groups):
         own: dict[str, Value] = {}
         if len(groups) > 1:
-            own = _split_keys(number, len(groups), len(tensors))
+            own = split_keys(number, len(groups), len(tensors))
         sums = {CHECKSUMS: array(ValueType.UINT64, np.zeros(len(group), np.uint64))}
         length = len(metadata_bytes({**own, **sums}))
         if number == 0:  # the other shards only say which part they are
@@ -431,14 +299,6 @@ def _shards(
             own = {**model.values, **rest}
             length = len(model.encoded) + len(metadata_bytes({**rest, **sums}))
         yield Shard(tuple(group), own, _file_size(group, length))
-
-
-def _split_keys(number: int, count: int, tensors: int) -> dict[str, Value]:
-    return {
-        "split.no": uint16(number),
-        "split.count": uint16(count),
-        "split.tensors.count": int32(tensors),
-    }
 
 
 def _file_size(tensors: Sequence[PlannedTensor], metadata_length: int) -> int:
@@ -457,7 +317,7 @@ def _groups(
     if split_size is None:
         return [list(tensors)]
     none = {CHECKSUMS: array(ValueType.UINT64, np.zeros(0, np.uint64))}
-    later = header_length(len(metadata_bytes({**_split_keys(0, 1, 1), **none})), [])
+    later = header_length(len(metadata_bytes({**split_keys(0, 1, 1), **none})), [])
     groups: list[list[PlannedTensor]] = [[]]
     first = metadata_bytes({**recipe_keys, METADATA: uint64(0)})
     filled = later + len(model.encoded) + len(first)

@@ -14,7 +14,7 @@ import xxhash
 
 from kvant.checkpoint import Checkpoint, Weight
 from kvant.errors import InputError, UsageError
-from kvant.export.gguf.plan import CHECKSUMS, METADATA, TABLE, metadata_checksum, table_checksum
+from kvant.export.gguf.keys import CHECKSUMS, METADATA, TABLE, metadata_checksum, table_checksum
 from kvant.export.gguf.stream import Progress
 from kvant.files.gguf import Finding, GgufFile, ValueType, check_layout
 from kvant.files.source import open_source

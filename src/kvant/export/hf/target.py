@@ -9,6 +9,7 @@ from kvant.checkpoint import Checkpoint
 from kvant.errors import UsageError
 from kvant.export.companions import companions, config_values, json_bytes
 from kvant.export.folder import FolderPlan, source_dtype, write_folder
+from kvant.export.notes import source_notes
 from kvant.export.pieces import hf_pieces
 from kvant.export.target import Level, TargetOptions, TargetResult
 from kvant.export.tensors import DTYPES, FloatTensor
@@ -37,7 +38,7 @@ class HuggingFace:
             tensors=[FloatTensor(piece, DTYPES[dtype]) for piece in hf_pieces(checkpoint)],
             files={"config.json": json_bytes(config_values(checkpoint, dtype)), **files},
             metadata={"format": "pt"},
-            notes=notes,
+            notes=(*source_notes(checkpoint, None, DTYPES[dtype]), *notes),
         )
         return write_folder(checkpoint, out, plan, options)
 

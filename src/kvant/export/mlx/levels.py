@@ -125,8 +125,10 @@ def base_of(
     base = BASES[level]
     if columns % base.group:
         return None
-    own = _OWN.get(architecture, ())
-    return Base("affine", 8, 64) if path.endswith(own) else base
+    if not path.endswith(_OWN.get(architecture, ())):
+        return base
+    group = next((g for g in (64, 32) if columns % g == 0), None)
+    return base if group is None else Base("affine", 8, group)
 
 
 #: Modules that an architecture's model in mlx-lm asks to be kept at 8 bits.

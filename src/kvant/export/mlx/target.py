@@ -12,6 +12,7 @@ from kvant.export.folder import FolderPlan, source_dtype, write_folder
 from kvant.export.mlx.layout import MlxLayout
 from kvant.export.mlx.levels import BASES, LEVELS, Base, base_of, config_of
 from kvant.export.mlx.names import check_architecture, mlx_pieces
+from kvant.export.notes import source_notes
 from kvant.export.overrides import Overrides
 from kvant.export.pieces import Piece
 from kvant.export.target import Level, TargetOptions, TargetResult
@@ -48,7 +49,7 @@ class Mlx:
             metadata={"format": "mlx"},
             index={"total_parameters": checkpoint.parameters},
             always_index=True,
-            notes=(*checkpoint.notes, *notes, *_left(tensors, level)),
+            notes=(*source_notes(checkpoint, level, DTYPES[dtype]), *notes, *_left(tensors, level)),
         )
         return write_folder(checkpoint, out, plan, options)
 

@@ -11,7 +11,6 @@
     fused.py     with ONNX Runtime's own operators (the default)
     standard.py  with operators of the standard alone (``--standard-ops``)
     plan.py      graph, layout and jobs of a folder
-    stream.py    runs of rows on several threads, in bounded memory
     sidecar.py   genai_config.json
     verify.py    what was written, compared with the source
     read.py      what a folder's weights stand for: the dequantised reference

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvant.errors import UnsupportedError
 from kvant.export.onnx.emit import Emitter, Term
 from kvant.graph.ir import WeightRef
 from kvant.graph.ops import Add, Attention, LayerNorm, Linear, RmsNorm, Rope, Slice
@@ -16,6 +17,8 @@ __all__ = ["Fused"]
 _ROTARY_STEP = 16
 """GroupQueryAttention rotates heads of a multiple of so many elements."""
 
+_HEAD_STEP = 8
+"""It takes heads of a multiple of so many."""
 
 _FLOAT, _INT8 = 1, 4
 """MatMulNBits' accuracy levels: activations as floats, or rounded to eight bits by blocks. Only for
@@ -62,7 +65,7 @@ class Fused(Emitter):
         inputs = [codes.name, tokens, self.scales(job)]
         if job.zeros is not None:
             inputs.append(job.zeros.name)
-        return self.b.node(
+        y = self.b.node(
             "GatherBlockQuantized",
             inputs,
             "embedding",
@@ -72,6 +75,11 @@ class Fused(Emitter):
             gather_axis=0,
             quantize_axis=1,
         )
+        columns = ref.shape[1]
+        if columns == blocks * job.grid.block:
+            return y
+        ends = [self.b.constant([v]) for v in (0, columns, -1)]  # without what fills up a block
+        return self.b.node("Slice", [y, *ends], "embedding")
 
     # ---- norms ------------------------------------------------------------------------------
 
@@ -108,6 +116,11 @@ class Fused(Emitter):
         """GroupQueryAttention; of an encoder MultiHeadAttention."""
         if not op.causal:
             return self._encoder_attention(op, query, key, value)
+        if op.state.head_dim % _HEAD_STEP:
+            raise UnsupportedError(
+                f"{self.checkpoint.path}: has heads of {op.state.head_dim} elements; ONNX "
+                f"Runtime's fused attention takes multiples of {_HEAD_STEP}. Use --standard-ops."
+            )
         rope = self._rope_inside(query, key)
         if rope is not None:
             (query,), (key,) = query.inputs, key.inputs

@@ -85,7 +85,7 @@ def assigned(
         raise UsageError("--tensor is for quantised models; give a level, too.")
     rules = Overrides.parse(overrides, (*_BY_NAME, "float"))
     found: dict[str, Groups] = {}
-    lifted = False
+    notes: list[str] = []
     for node in graph.nodes:
         if not isinstance(node.op, (Linear, Embedding)):
             continue
@@ -95,12 +95,24 @@ def assigned(
             continue
         g = grid(chosen)
         if isinstance(node.op, Embedding) and g.bits == 2:
-            g, lifted = grid(f"int4-g{max(g.block, 32)}"), True
+            g = grid(f"int4-g{max(g.block, 32)}")
+            notes.append("The embedding has four bits: no operator looks up rows of two.")
         if name not in found:
-            found[name] = _fitting(g, node.op.weight.shape[-1])
+            columns = node.op.weight.shape[-1]
+            found[name] = _fitting(g, columns)
+            notes.append(_changed(g, found[name], columns))
     rules.refuse_unused()
-    notes = ("The embedding has four bits: no operator looks up rows of two.",) if lifted else ()
-    return found, notes
+    return found, tuple(dict.fromkeys(note for note in notes if note))
+
+
+def _changed(wanted: Groups, got: Groups, columns: int) -> str:
+    """What a report says of a row that groups do not divide; empty where they do."""
+    rows = f"Matrices with rows of {columns} weights"
+    if columns % got.block:
+        return f"{rows} have groups of {got.block}, the last one filled up with zeros."
+    if got.block != wanted.block:
+        return f"{rows} have groups of {got.block} instead of {wanted.block}, which do not divide."
+    return ""
 
 
 def _fitting(g: Groups, columns: int) -> Groups:

@@ -6,6 +6,7 @@ Source: the configuration reference of onnxruntime-genai, and the files its mode
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from kvant.checkpoint import Checkpoint
 from kvant.errors import KvantError
 from kvant.export.companions import companions, config_values, json_bytes
 from kvant.export.onnx.model import MODEL_FILE
+from kvant.tokenizer.hf_files import read_object
 
 __all__ = ["genai_config", "sidecar_files"]
 
@@ -41,10 +43,28 @@ def sidecar_files(
             "this folder, onnxruntime does.",
         )
     if not checkpoint.graph.encodes:
-        stated = json.loads(files.get("generation_config.json", b"{}"))
+        stated = _generation(checkpoint, files)
         config = genai_config(checkpoint, _ends(checkpoint), stated, standard=standard)
         files = {**files, "genai_config.json": json_bytes(config)}
     return files, tuple(notes)
+
+
+def _generation(checkpoint: Checkpoint, files: Mapping[str, bytes]) -> Mapping[str, Any]:
+    """generation_config.json: a folder's own, or what is written for a GGUF file.
+
+    Raises:
+        FileFormatError: the folder's is damaged.
+    """
+    if checkpoint.gguf is None:
+        return read_object(checkpoint.path / "generation_config.json")
+    found: dict[str, Any] = json.loads(files.get("generation_config.json", b"{}"))
+    return found
+
+
+def _token_ids(value: object, size: int) -> list[int]:
+    """The ids among ``value``, one or a list."""
+    found = value if isinstance(value, list) else [value]
+    return [v for v in found if type(v) is int and 0 <= v < size]
 
 
 def _ends(checkpoint: Checkpoint) -> dict[str, int | None]:
@@ -74,9 +94,10 @@ def genai_config(
         standard: without an operator that writes into the cache in place.
     """
     c = checkpoint.config
-    eos = generation.get("eos_token_id")
-    eos = ends.get("eos") if eos is None else eos
-    first = eos[0] if isinstance(eos, list) else eos
+    ids = _token_ids(generation.get("eos_token_id"), c.vocab_size)
+    ids = ids or _token_ids(ends.get("eos"), c.vocab_size)
+    first = ids[0] if ids else None
+    eos = ids if len(ids) > 1 else first
     state = checkpoint.graph.states[0]
     bos, pad = ends.get("bos"), ends.get("pad")
     model: dict[str, Any] = {
@@ -115,6 +136,6 @@ def genai_config(
     }
     for key, kind in _SEARCH.items():
         value = generation.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if type(value) is int or (type(value) is float and math.isfinite(value)):
             search[key] = kind(value)
     return {"model": {k: v for k, v in model.items() if v is not None}, "search": search}

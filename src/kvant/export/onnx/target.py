@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,15 @@ import numpy as np
 from kvant.checkpoint import Checkpoint
 from kvant.errors import UnsupportedError, UsageError
 from kvant.export.folder import refuse_source
+from kvant.export.notes import source_notes
 from kvant.export.onnx.levels import LEVELS, assigned
 from kvant.export.onnx.model import DATA_FILE, MODEL_FILE
 from kvant.export.onnx.plan import OnnxPlan, plan_onnx, refuse_unsupported
 from kvant.export.onnx.sidecar import sidecar_files
-from kvant.export.onnx.stream import stream
 from kvant.export.onnx.verify import check_onnx
 from kvant.export.onnx.weights import BlockRows, Job
 from kvant.export.target import Level, TargetOptions, TargetResult, TensorLevel, find_level
+from kvant.export.work import Task, run_tasks
 from kvant.files.atomic import AtomicFile
 from kvant.files.atomic_folder import AtomicFolder
 from kvant.packing.groups import Groups
@@ -50,7 +52,8 @@ class OnnxTarget:
         refuse_source(checkpoint, out)
         files, more = sidecar_files(checkpoint, standard=plan.standard)
         files[MODEL_FILE] = plan.model
-        notes = (*checkpoint.notes, *notes, *more)
+        kind = "F16" if plan.kind == "FLOAT16" else "F32"
+        notes = (*source_notes(checkpoint, level, kind), *notes, *more)
         size = plan.data_size + sum(map(len, files.values()))
         names = (DATA_FILE, *files)
         if options.dry_run:
@@ -61,7 +64,6 @@ class OnnxTarget:
                 folder.write(name, content)
             if options.verify:
                 folder.finish_files()
-                kind = "float16" if plan.kind == "FLOAT16" else "float32"
                 said = check_onnx(
                     checkpoint, folder.work, plan.grids, kind, threads=options.threads
                 )
@@ -146,14 +148,16 @@ def _fill(plan: OnnxPlan, data: AtomicFile, options: TargetOptions) -> None:
             job.place(np.asarray(found.codes), np.asarray(found.scales), 0, data.write_at)
             done += job.elements
             del jobs[name]
-    stream(
-        list(jobs.values()),
-        data.write_at,
-        threads=options.threads,
-        done=done,
-        total=total,
-        progress=options.progress,
+    tasks = (
+        Task(
+            partial(job.write, start, stop, data.write_at),
+            job.elements * (stop - start) // job.rows,
+            job.name,
+        )
+        for job in jobs.values()
+        for start, stop in job.runs()
     )
+    run_tasks(tasks, threads=options.threads, total=total, done=done, progress=options.progress)
 
 
 def _nbytes(job: Job) -> int:

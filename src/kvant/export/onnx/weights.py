@@ -26,10 +26,11 @@ from kvant.checkpoint import Weight
 from kvant.errors import DataError
 from kvant.export.onnx.model import Blob
 from kvant.graph.ops import Rope
+from kvant.packing.bits import packed_bits
 from kvant.packing.groups import GROUP_SCALES, Groups
 from kvant.packing.quantise_groups import quantise_groups
 
-__all__ = ["Array", "BlockRows", "FloatRows", "Job", "Layout", "RopeTable", "Write", "pack_bits"]
+__all__ = ["Array", "BlockRows", "FloatRows", "Job", "Layout", "RopeTable", "Write"]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -62,6 +63,11 @@ class Job(ABC):
     def elements(self) -> int:
         """Numbers in all, for progress."""
 
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """Rows that `runs` cuts."""
+
     @abstractmethod
     def runs(self) -> Iterator[tuple[int, int]]:
         """First and last (exclusive) row of each run."""
@@ -89,6 +95,11 @@ class FloatRows(Job):
     def elements(self) -> int:
         """See the base."""
         return self.weight.stored.elements
+
+    @property
+    def rows(self) -> int:
+        """See the base."""
+        return self.weight.stored.rows
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """See the base."""
@@ -133,6 +144,11 @@ class BlockRows(Job):
         return self.weight.stored.elements
 
     @property
+    def rows(self) -> int:
+        """See the base."""
+        return self.weight.stored.rows
+
+    @property
     def blocks(self) -> int:
         """Blocks in a row, the last one perhaps padded."""
         return -(-self.weight.stored.row_length // self.grid.block)
@@ -162,10 +178,10 @@ class BlockRows(Job):
         self._check(d, start)
         half = d.astype(np.float16)
         if self.layout == "nbits":
-            _put(write, self.codes, start, len(codes), pack_bits(codes, bits))
+            _put(write, self.codes, start, len(codes), packed_bits(codes, bits))
             _put(write, self.scales, start, len(codes), half)
             if self.zeros is not None:
-                _put(write, self.zeros, start, len(codes), _packed_rows(z, bits))
+                _put(write, self.zeros, start, len(codes), packed_bits(z, bits))
             return
         codes = codes[:, : self.weight.stored.row_length]
         if self.zeros is None:
@@ -182,12 +198,12 @@ class BlockRows(Job):
         """Rows from ``start`` on of a matrix that lies as one run of numbers of ``bits`` bits."""
         if self.layout == "rows":
             flat = values.reshape(-1)
-            data = pack_bits(_even(flat, bits), bits) if bits < 8 else flat
+            data = packed_bits(flat, bits) if bits < 8 else flat
             write(data, blob.offset + start * values.shape[1] * bits // 8)
             return
         columns = np.ascontiguousarray(values.T)
         if bits < 8:
-            columns = pack_bits(_even(columns, bits), bits)
+            columns = packed_bits(columns, bits)
         for number, piece in enumerate(columns):
             write(piece, blob.offset + (number * rows + start) * bits // 8)
 
@@ -217,11 +233,15 @@ class RopeTable(Job):
         """None of the model's."""
         return 0
 
+    @property
+    def rows(self) -> int:
+        """Positions."""
+        return self.cos.shape[0]
+
     def runs(self) -> Iterator[tuple[int, int]]:
         """See the base."""
         step = max(1, RUN_BYTES // (4 * self.op.turned))
-        rows = self.cos.shape[0]
-        return ((at, min(rows, at + step)) for at in range(0, rows, step))
+        return ((at, min(self.rows, at + step)) for at in range(0, self.rows, step))
 
     def write(self, start: int, stop: int, write: Write) -> None:
         """See the base."""
@@ -232,29 +252,6 @@ class RopeTable(Job):
 
 
 _DTYPES: dict[str, npt.DTypeLike] = {"FLOAT": np.float32, "FLOAT16": np.float16}
-
-
-def pack_bits(codes: Array, bits: int) -> Array:
-    """Codes along the last axis, a whole number of bytes of them, low bits first."""
-    if bits == 8:
-        return codes
-    each = 8 // bits
-    parts = codes.reshape(*codes.shape[:-1], -1, each)
-    packed: Array = parts[..., 0].copy()
-    for i in range(1, each):
-        packed |= parts[..., i] << np.uint8(i * bits)
-    return packed
-
-
-def _packed_rows(codes: Array, bits: int) -> Array:
-    """Each row packed by itself, filled up with zeros."""
-    return pack_bits(_even(codes, bits), bits)
-
-
-def _even(codes: Array, bits: int) -> Array:
-    each = max(1, 8 // bits)
-    missing = -codes.shape[-1] % each
-    return np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, missing)]) if missing else codes
 
 
 def _put(write: Write, blob: Blob, start: int, rows: int, data: Array) -> None:

@@ -32,10 +32,9 @@ class CompressedLayout(GroupLayout):
 
     format: Format
 
-    @property
-    def keeps_scales(self) -> bool:
+    def keeps_scales(self, grid: Groups) -> bool:
         """For the zero points, whose words hold those of several rows."""
-        return self.format == "pack-quantized"
+        return grid.zero == "integer"
 
     def outs(self, piece: Piece, grid: Groups) -> Sequence[TensorOut]:
         """See the base."""

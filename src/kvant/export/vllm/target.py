@@ -10,6 +10,7 @@ from kvant.checkpoint import Checkpoint
 from kvant.errors import UnsupportedError, UsageError
 from kvant.export.companions import companions, config_values, json_bytes
 from kvant.export.folder import FolderPlan, source_dtype, write_folder
+from kvant.export.notes import source_notes
 from kvant.export.overrides import Overrides
 from kvant.export.pieces import Piece, hf_pieces
 from kvant.export.target import Level, TargetOptions, TargetResult
@@ -26,6 +27,12 @@ _NOT_LINEAR = {
 }
 _FLOATS = ("token_embd", "output", "ffn_gate_inp")
 """Roles that stay floats: what llm-compressor ignores as well, and vLLM's kernels expect so."""
+
+_JOINED = {
+    **dict.fromkeys(("attn_q", "attn_k", "attn_v"), "queries, keys and values"),
+    **dict.fromkeys(("ffn_gate", "ffn_up"), "gate and up"),
+}
+"""Roles whose matrices vLLM makes one of while it loads."""
 
 
 class Vllm:
@@ -55,7 +62,12 @@ class Vllm:
             tensors=tensors,
             files={"config.json": json_bytes(config), **files},
             metadata={"format": "pt"},
-            notes=(*checkpoint.notes, *notes, *_odd(pieces, schemes, level)),
+            notes=(
+                *source_notes(checkpoint, level, DTYPES[dtype]),
+                *notes,
+                *_odd(pieces, schemes, level),
+                *_joined(pieces, schemes),
+            ),
         )
         return write_folder(checkpoint, out, plan, options)
 
@@ -155,6 +167,28 @@ def _odd(pieces: Sequence[Piece], schemes: dict[str, Scheme], level: str | None)
         return []
     names = ", ".join(odd[:4]) + (" …" if len(odd) > 4 else "")
     return [f"Left as floats (groups do not divide the rows, or --tensor says so): {names}."]
+
+
+def _joined(pieces: Sequence[Piece], schemes: dict[str, Scheme]) -> list[str]:
+    """What vLLM makes one matrix of must be stored alike; transformers does not mind."""
+    parts: dict[tuple[int | None, str], list[Piece]] = {}
+    for piece in filter(_is_linear, pieces):
+        what = "experts" if piece.expert is not None else _JOINED.get(piece.role)
+        if what is not None:
+            parts.setdefault((piece.layer, what), []).append(piece)
+    odd = [
+        (what, sorted({p.canonical for p in found}))
+        for (_, what), found in parts.items()
+        if len({schemes.get(p.name) for p in found}) > 1
+    ]
+    if not odd:
+        return []
+    what, names = odd[0]
+    more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+    return [
+        f"vLLM joins the {what} of a layer and refuses to load different levels: "
+        f"{', '.join(names)}{more}. Give them one level; transformers loads them as they are."
+    ]
 
 
 TARGET = Vllm()

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from kvant.packing import feedback, get, native
 from kvant.packing.groups import GROUP_SCALES, Groups
+from kvant.packing.half import to_half
 from kvant.packing.quantise_groups import encode_groups, search_scales
 from kvant.packing.spec import SCALES, Codes, Floats, Scales
 
@@ -135,9 +135,9 @@ class _OfPacking:
 
     def moved(self, scales: Scales, steps: list[Floats]) -> Scales:
         new = scales.copy()
-        new["d"] = _half(scales["d"] + steps[0])
+        new["d"] = to_half(scales["d"] + steps[0])
         if len(steps) > 1:
-            new["dmin"] = _half(np.maximum(scales["dmin"] + steps[1], 0))
+            new["dmin"] = to_half(np.maximum(scales["dmin"] + steps[1], 0))
         return new
 
 
@@ -187,7 +187,3 @@ class _OfGroups:
 
     def moved(self, scales: Scales, steps: list[Floats]) -> Scales:
         return self.groups.moved(scales, steps)
-
-
-def _half(x: Floats) -> npt.NDArray[np.float32]:
-    return np.clip(x, -65504, 65504).astype(np.float16).astype(np.float32)

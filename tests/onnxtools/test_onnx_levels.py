@@ -13,10 +13,10 @@ import pytest
 
 from kvant.api.onnx_models import quantize_onnx
 from kvant.errors import OutputError, UnsupportedError, UsageError
-from kvant.onnxtools.blocks import quantise_rows
 from kvant.onnxtools.compare import Bounds
 from kvant.onnxtools.job import DataSet
 from kvant.onnxtools.levels import OnnxOptions
+from kvant.onnxtools.rows import quantise_rows
 from onnxtools.onnx_small import (
     encoder,
     images,

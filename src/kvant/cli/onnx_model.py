@@ -220,7 +220,8 @@ def print_onnx_report(report: OnnxReport, *, as_json: bool) -> None:
         after = quality.accuracy_after or 0.0
         rows.append(("accuracy", f"{100 * quality.accuracy_before:.2f} %", f"{100 * after:.2f} %"))
     if quality is not None:
-        rows.append(("output error", NOTHING, f"{quality.output_error:.3g}"))
+        label = "output error (made-up values)" if found.made_up else "output error"
+        rows.append((label, NOTHING, f"{quality.output_error:.3g}"))
     if found.milliseconds_before is not None and found.milliseconds_after is not None:
         before, later = found.milliseconds_before, found.milliseconds_after
         rows.append(("a run", f"{before:.3g} ms", f"{later:.3g} ms"))
@@ -229,6 +230,6 @@ def print_onnx_report(report: OnnxReport, *, as_json: bool) -> None:
         print(f"wrote {printable(str(path))}")
     types = ", ".join(f"{100 * share:.1f} % {name}" for name, share in report.shares.items())
     print(f"stored as {types}")
-    if quality is not None:
+    if quality is not None and not found.made_up:
         seen = "" if found.held_out else " that calibrated, too"
         show.note(f"compared on {quality.samples:,} samples{seen}; {report.seconds:.1f} s")

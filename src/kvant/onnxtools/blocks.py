@@ -1,16 +1,16 @@
 """Weights in 8, 4 or 2 bits while activations stay in float.
 
 A weight of a MatMul or Gemm becomes a MatMulNBits, of a Gather a GatherBlockQuantized: ONNX
-Runtime's fused operators. Other weights (convolutions), and all of them with ``--format qdq``, go
-through a standard DequantizeLinear in blocks along each output's weights (opset 21), or with one
-scale an output for 8 bits (opset 13). onnxruntime's own weight-only quantiser leaves convolutions
-alone, and 8-bit weights in standard operators unquantised without a word.
+Runtime's fused operators. Other weights (convolutions, LSTM, GRU) are decoded when the model is
+loaded (see `folded`). With ``--format qdq`` all of them go through a standard DequantizeLinear in
+blocks along each output's weights (opset 21), or with one scale an output for 8 bits (opset 13).
+onnxruntime's own weight-only quantiser leaves convolutions alone, and 8-bit weights in standard
+operators unquantised without a word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,117 +19,65 @@ import numpy.typing as npt
 from kvant.errors import DataError
 from kvant.files.source import quote
 from kvant.onnxtools.apart import filled
+from kvant.onnxtools.folded import Decoder
+from kvant.onnxtools.inner import all_nodes, graphs_of, inner_graphs, names_made
 from kvant.onnxtools.levels import OnnxOptions
 from kvant.onnxtools.model import OnnxModel, copy_of, initializers
 from kvant.onnxtools.packages import onnx
+from kvant.onnxtools.rows import Floats, quantise_rows
 from kvant.packing.bits import packed_bits
 
-__all__ = ["Blocks", "block_nodes", "make_blocks", "quantise_rows"]
+__all__ = [
+    "FOLDABLE",
+    "block_nodes",
+    "import_domain",
+    "make_blocks",
+    "opset_needed",
+]
 
 _MICROSOFT = "com.microsoft"
 _LEAST = 256
 """Weights of fewer elements stay: scales and operators would take what is saved."""
-_SHRINK = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
-_LARGEST, _LARGE = np.float32(3.4028e38), 1e35  # no code times a scale is more: it'd be infinite
-_CHUNK = 1 << 18  # values at once: they and what is made of them stay in a cache
-
-Floats = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """Rows of weights in blocks: value = (code - zero) * scale."""
-
-    codes: Codes
-    """[rows, blocks, block], from 0."""
-    scales: Floats
-    """[rows, blocks]"""
-    zeros: Codes
-    """[rows, blocks]"""
-
-    def decoded(self, columns: int) -> Floats:
-        """The weights as they will be, [rows, columns]."""
-        values = (self.codes.astype(np.float32) - self.zeros[..., None]) * self.scales[..., None]
-        return np.asarray(values.reshape(len(values), -1)[:, :columns], np.float32)
+_DECODING = 1000
+"""Bytes that the operators take which decode a weight in blocks, more than for one in 8 bits."""
+_PLACES: Mapping[str, Sequence[int]] = {
+    **dict.fromkeys(("MatMul", "Gemm", "Conv", "ConvTranspose"), (1,)),
+    "Gather": (0,),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2)),
+}
+"""Which inputs of an operator are weights."""
+FOLDABLE = ("Conv", "ConvTranspose", "LSTM", "GRU", "RNN")
+"""Operators that onnxruntime's quantisers leave in float, or make slower than that."""
 
 
-def quantise_rows(weights: Floats, bits: int, block: int, *, symmetric: bool) -> Blocks:
-    """Round ``weights`` [rows, columns] to ``bits`` in blocks along a row.
-
-    Each block's range, from its least to its largest weight and holding zero, is tried whole and
-    shrunk in five steps (not at 8 bits, where it gains nothing); the best in squared error stays.
-    Rows are padded with zeros.
-    """
-    rows, columns = weights.shape
-    count = -(-columns // block)
-    codes = np.empty((rows, count, block), np.uint8)
-    scales, zeros = np.empty((rows, count), np.float32), np.empty((rows, count), np.uint8)
-    step = max(1, _CHUNK // max(1, count * block))
-    for begin in range(0, rows, step):
-        part = slice(begin, begin + step)
-        padded = np.zeros((len(weights[part]), count * block), np.float32)
-        padded[:, :columns] = weights[part]
-        values = padded.reshape(-1, count, block)
-        codes[part], scales[part], zeros[part] = _best(values, bits, symmetric=symmetric)
-    return Blocks(codes, scales, zeros)
-
-
-def _best(values: Floats, bits: int, *, symmetric: bool) -> tuple[Codes, Floats, Codes]:
-    top = 2**bits - 1
-    # In double precision, where neither ranges nor squares of large weights overflow.
-    low = np.minimum(values.min(-1), 0.0).astype(np.float64)
-    high = np.maximum(values.max(-1), 0.0).astype(np.float64)
-    least = np.full(low.shape, np.inf)
-    best = (
-        np.zeros(values.shape, np.uint8),
-        np.ones(low.shape, np.float32),
-        np.zeros(low.shape, np.uint8),
-    )
-    middle = 2 ** (bits - 1)
-    for shrink in _SHRINK if bits < 8 else _SHRINK[:1]:
-        widest = np.maximum(-low / middle, high / (middle - 1)) if symmetric else (high - low) / top
-        scale = (widest * shrink).astype(np.float32)
-        scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-        zero = np.full_like(scale, middle)
-        if not symmetric:
-            zero = np.clip(np.rint(-low * shrink / scale), 0, top).astype(np.float32)
-        steps = values / scale[..., None] + zero[..., None]
-        code = np.clip(np.rint(steps), 0, top)
-        wrong = ((code - steps) ** 2).sum(-1) * np.square(scale, dtype=np.float64)
-        if scale.max(initial=0) > _LARGE:
-            reach = np.abs(code - zero[..., None]).max(-1)
-            scale = np.minimum(scale, _LARGEST / np.maximum(reach, 1))
-        better = wrong < least
-        least = np.where(better, wrong, least)
-        best[0][better] = code[better].astype(np.uint8)
-        best[1][better] = scale[better]
-        best[2][better] = zero[better].astype(np.uint8)
-    return best
-
-
-def block_nodes(model: OnnxModel) -> list[str]:
-    """Nodes with a weight that would be quantised, in the graph's order."""
+def block_nodes(model: OnnxModel, kinds: Collection[str] = tuple(_PLACES)) -> list[str]:
+    """Nodes of ``kinds`` with a weight that would be quantised, in the graphs' order."""
     weights = initializers(model.proto)
-    return [node.name for node in model.proto.graph.node if _weight_of(node, weights) is not None]
+    nodes = all_nodes(model.proto.graph)
+    return [n.name for n in nodes if n.op_type in kinds and _weights_of(n, weights)]
 
 
-def _weight_of(node: Any, weights: dict[str, Any]) -> int | None:
-    """Which input of ``node`` is a weight to quantise."""
-    place = {"Gather": 0}.get(node.op_type, 1)
-    if node.op_type not in ("MatMul", "Gemm", "Gather", "Conv", "ConvTranspose"):
-        return None
-    if node.domain not in ("", "ai.onnx") or len(node.input) <= place:
-        return None
-    tensor = weights.get(node.input[place])
+def _weights_of(node: Any, weights: Mapping[str, Any]) -> list[int]:
+    """Which inputs of ``node`` are weights to quantise."""
+    if node.op_type not in _PLACES or node.domain not in ("", "ai.onnx"):
+        return []
     kinds = onnx().TensorProto
-    if tensor is None or tensor.data_type != kinds.FLOAT or len(tensor.dims) < 2:
-        return None
-    return place if int(np.prod(tensor.dims)) >= _LEAST else None
+    found = []
+    for place in _PLACES[node.op_type]:
+        tensor = weights.get(node.input[place]) if place < len(node.input) else None
+        if tensor is None or tensor.data_type != kinds.FLOAT or len(tensor.dims) < 2:
+            continue
+        if int(np.prod(tensor.dims)) >= _LEAST:
+            found.append(place)
+    return found
 
 
 def make_blocks(
-    model: OnnxModel, bits: int, options: OnnxOptions, keep: Collection[str] = ()
+    model: OnnxModel,
+    bits: int,
+    options: OnnxOptions,
+    keep: Collection[str] = (),
+    kinds: Collection[str] = tuple(_PLACES),
 ) -> Any:
     """A model with weights in ``bits``.
 
@@ -138,6 +86,7 @@ def make_blocks(
         bits: 8, 4 or 2.
         options: format, block, symmetric.
         keep: nodes whose weights stay in float.
+        kinds: types of nodes whose weights are quantised.
 
     Raises:
         DataError: a weight holds NaN or infinity.
@@ -145,12 +94,7 @@ def make_blocks(
     proto = copy_of(model.proto)
     standard = options.format == "qdq"
     maker = _Maker(model, proto, bits, options, standard)
-    for node in list(proto.graph.node):
-        place = _weight_of(node, maker.weights)
-        if place is None or node.name in keep:
-            maker.nodes.append(node)
-        else:
-            maker.quantise(node, place)
+    maker.change(proto.graph, maker.weights, lambda n: n.op_type in kinds and n.name not in keep)
     return maker.finished()
 
 
@@ -165,16 +109,36 @@ class _Maker:
         self.weights = initializers(proto)
         self.nodes: list[Any] = []
         self._made: dict[tuple[str, str], str] = {}
+        self._decoders: list[Any] = []
+        self._scope = self._scopes = 0  # of graphs in the outermost, which is 0
         self._fused = False
+
+    def change(self, graph: Any, weights: Mapping[str, Any], wanted: Callable[[Any], bool]) -> None:
+        """Quantise the weights of ``graph`` and of the graphs in it, where ``wanted``."""
+        around, self.nodes = (self.nodes, self._scope), []
+        for node in list(graph.node):
+            for inner in inner_graphs(node):
+                self._scopes += 1
+                self._scope = self._scopes
+                hidden = names_made(inner)
+                self.change(inner, {k: t for k, t in weights.items() if k not in hidden}, wanted)
+                self._scope = around[1]
+            places = _weights_of(node, weights) if wanted(node) else []
+            if not places:
+                self.nodes.append(node)
+            elif len(places) == 1:
+                self.quantise(node, places[0])
+            else:
+                for place in places:
+                    node.input[place] = self._decoded(node, place)
+                self.nodes.append(node)
+        del graph.node[:]
+        graph.node.extend(self.nodes)
+        self.nodes = around[0]
 
     def quantise(self, node: Any, place: int) -> None:
         name = node.input[place]
-        values = np.asarray(self.model.values(name), np.float32)
-        if not np.isfinite(values).all():
-            raise DataError(
-                f"weight {quote(name)} holds NaN or infinity, which no block of integers can. Keep "
-                f"its node in float: --keep-float {quote(node.name)}."
-            )
+        values = self._finite(node, name)
         if not self.standard and values.ndim == 2:
             if node.op_type == "MatMul":
                 self._matmul(node, name, values, node.output[0])
@@ -186,7 +150,8 @@ class _Maker:
             if node.op_type == "Gather" and axis == 0 and wide and self.bits in (4, 8):
                 self._gather(node, name, values)
                 return
-        self._dequantised(node, place, name, values)
+        node.input[place] = self._decoded(node, place)
+        self.nodes.append(node)
 
     def _plain_gemm(self, node: Any, name: str, values: Floats) -> bool:
         scaled = _attribute(node, "alpha", 1.0) != 1.0 or _attribute(node, "beta", 1.0) != 1.0
@@ -245,20 +210,47 @@ class _Maker:
         sizes = {"gather_axis": 0, "quantize_axis": 1, "bits": bits, "block_size": block}
         self._add("GatherBlockQuantized", inputs, list(node.output), node.name, _MICROSOFT, **sizes)
 
-    def _dequantised(self, node: Any, place: int, name: str, values: Floats) -> None:
-        """A standard DequantizeLinear of the weight as [outputs, the rest], before the node."""
+    def _decoded(self, node: Any, place: int) -> str:
+        """The weight in float, made from codes of it as [outputs, the rest]."""
+        name = node.input[place]
+        values = self._finite(node, name)
         first = 0 if node.op_type not in ("MatMul", "Gemm") or values.ndim != 2 else 1
         if node.op_type == "Gemm" and _attribute(node, "transB", 0):
             first = 0
-        key = (name, f"dq{first}")
+        if node.op_type in ("LSTM", "GRU", "RNN"):
+            first = 1  # [directions, gates, inputs]
+        # What is decoded at each run is decoded in the branch that runs.
+        key = (name, f"dq{first}" + (f"_{self._scope}" if self.standard and self._scope else ""))
         if key not in self._made:
             moved = np.moveaxis(values, first, 0)
             rows = np.ascontiguousarray(moved.reshape(len(moved), -1))
-            self._made[key] = self._standard(f"{name}_dq{first}", rows, values.shape, first)
-        copy = type(node)()
-        copy.CopyFrom(node)
-        copy.input[place] = self._made[key]
-        self.nodes.append(copy)
+            make = self._standard if self.standard else self._folded
+            self._made[key] = make(f"{name}_{key[1]}", rows, values.shape, first)
+        return self._made[key]
+
+    def _finite(self, node: Any, name: str) -> Floats:
+        values = np.asarray(self.model.values(name), np.float32)
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"weight {quote(name)} holds NaN or infinity, which no block of integers can. Keep "
+                f"its node in float: --keep-float {quote(node.name)}."
+            )
+        return values
+
+    def _folded(self, stem: str, rows: Floats, shape: tuple[int, ...], first: int) -> str:
+        """A weight that is decoded when the model is loaded, for all graphs."""
+        columns, per = rows.shape[1], 8 // self.bits
+        symmetric = self.options.symmetric
+        block = -(-min(self.options.block, columns) // per) * per
+        bytes_of_block = block // per + 4 + (0 if symmetric else 1)
+        size = len(rows) * -(-columns // block) * bytes_of_block + _DECODING
+        # Small kernels take less with a byte a weight, and are better so.
+        bits = self.bits if size < len(rows) * (columns + 5) else 8
+        block = block if bits < 8 else min(self.options.block, columns)
+        found = quantise_rows(rows, bits, block, symmetric=symmetric)
+        decoder = Decoder(stem, bits, self._store, self._decoders)
+        zeros = None if symmetric else found.zeros
+        return decoder.blocks(packed_bits(found.codes, bits), found.scales, zeros, shape, first)
 
     def _standard(self, stem: str, rows: Floats, shape: tuple[int, ...], first: int) -> str:
         columns = rows.shape[1]
@@ -308,29 +300,21 @@ class _Maker:
     def finished(self) -> Any:
         """The new model, without the weights that nothing uses any more."""
         graph = self.proto.graph
+        nodes = [*self._decoders, *graph.node]
         del graph.node[:]
-        graph.node.extend(self.nodes)
-        used = {value.name for value in graph.output} | _names_used(graph)
+        graph.node.extend(nodes)
+        used = {v.name for part in graphs_of(graph) for v in part.output}
+        used |= {name for node in all_nodes(graph) for name in node.input}
         kept = [tensor for tensor in graph.initializer if tensor.name in used]
         del graph.initializer[:]
         graph.initializer.extend(kept)
         if self._fused:
-            _import(self.proto, _MICROSOFT, 1)
+            import_domain(self.proto, _MICROSOFT, 1)
         return filled(self.proto, self.model.apart)
 
 
-def _names_used(graph: Any) -> set[str]:
-    used: set[str] = set()
-    for node in graph.node:
-        used.update(node.input)
-        for attribute in node.attribute:
-            inner = ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs)
-            for part in inner:
-                used |= _names_used(part) | {value.name for value in part.output}
-    return used
-
-
-def _import(proto: Any, domain: str, version: int) -> None:
+def import_domain(proto: Any, domain: str, version: int) -> None:
+    """Let ``proto`` use operators of ``domain``."""
     if not any(entry.domain == domain for entry in proto.opset_import):
         entry = proto.opset_import.add()
         entry.domain, entry.version = domain, version
@@ -345,17 +329,4 @@ def _attribute(node: Any, name: str, default: float) -> float:
 
 def opset_needed(bits: int, *, standard: bool) -> int:
     """The least opset: standard blocks and 4-bit types came with 21, 2-bit ones with 25."""
-    return {8: 13, 4: 21, 2: 25}[bits] if standard else 13
-
-
-def has_standard_weights(model: OnnxModel, options: OnnxOptions) -> bool:
-    """Whether some weight will go through DequantizeLinear."""
-    if options.format == "qdq":
-        return True
-    weights = initializers(model.proto)
-    return any(
-        node.op_type in ("Conv", "ConvTranspose", "Gather", "Gemm")
-        or len(weights[node.input[1]].dims) != 2
-        for node in model.proto.graph.node
-        if _weight_of(node, weights) is not None
-    )
+    return {8: 13, 4: 21, 2: 25}[bits] if standard else 11

@@ -99,12 +99,14 @@ class Comparison:
     bytes_before: int
     bytes_after: int
     quality: Quality | None
-    """None: there were no data."""
+    """None: no values could be made up that the model takes."""
     milliseconds_before: float | None
     """Median of one run."""
     milliseconds_after: float | None
     held_out: bool = True
     """Measured on samples that calibration did not see."""
+    made_up: bool = False
+    """There were no data: values are noise, and the output error is only a hint."""
 
     @property
     def slowdown(self) -> float | None:
@@ -234,6 +236,10 @@ def verdicts(found: Comparison, bounds: Bounds, *, smaller: bool) -> list[str]:
         )
     quality = found.quality
     if quality is None:
+        return against
+    if found.made_up:
+        if not np.isfinite(quality.output_error):
+            against.append("worse: it gives NaN or other shapes on made-up values")
         return against
     missed = bounds.missed(quality)
     if missed:

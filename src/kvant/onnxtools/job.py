@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvant.errors import UnsupportedError, UsageError
 from kvant.files.source import quote
-from kvant.onnxtools.blocks import block_nodes, has_standard_weights, make_blocks, opset_needed
+from kvant.onnxtools.blocks import block_nodes, make_blocks, opset_needed
 from kvant.onnxtools.compare import Bounds, Comparison, Quality, latencies, measure_quality
-from kvant.onnxtools.half import half_nodes, make_half, overflowing
-from kvant.onnxtools.integer import dynamic_nodes, make_dynamic, make_static, static_nodes
+from kvant.onnxtools.half import (
+    ends_the_process,
+    half_nodes,
+    make_half,
+    make_half_weights,
+    overflowing,
+)
+from kvant.onnxtools.inner import all_nodes
+from kvant.onnxtools.integer import (
+    dynamic_nodes,
+    make_dynamic,
+    make_static,
+    static_nodes,
+    unranged_nodes,
+)
 from kvant.onnxtools.levels import WEIGHT_BITS, OnnxOptions
+from kvant.onnxtools.madeup import MadeUp, make_up
 from kvant.onnxtools.mixed import Kept, hold_bounds, measure_sensitivity
 from kvant.onnxtools.model import OnnxModel
-from kvant.onnxtools.prepare import Preparation, load_session, made_up_feeds
+from kvant.onnxtools.prepare import Preparation, load_session
 from kvant.onnxtools.ranges import Range, measure_ranges
-from kvant.onnxtools.samples import Part, Samples, open_samples
+from kvant.onnxtools.samples import Batch, Part, Samples, open_samples
 from kvant.onnxtools.session import Array, Session
 from kvant.onnxtools.shares import stored_bytes
 from kvant.onnxtools.sources import Normalise
@@ -32,6 +45,8 @@ _CALIBRATE = 256
 """Samples that calibrate, unless told; at most half of the set."""
 _PROBES = 16
 """Runs on which a node's sensitivity is measured."""
+_MADE_UP = 4
+"""Runs on values made up, where there are no data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +108,13 @@ class Job:
         self._calibration: Part | None = None
         self._tests: Part | None = None
         self._held_out = True
+        self._weights_alone = False
         self._ranges: dict[str, Range] = {}
         self.base = load_session(model, threads)
         self._use(data)
+        self._made: MadeUp | None = None
+        if self._tests is None and self._calibration is None:
+            self._made = make_up(model, self.base)
 
     def _use(self, given: DataSet) -> None:
         inputs = self.model.inputs
@@ -131,9 +150,11 @@ class Job:
             )
 
     def feeds(self) -> Mapping[str, Array] | None:
-        """One run's values, if there are data."""
+        """One run's values: of the data, or made up; None: the model takes none of those."""
         part = self._calibration or self._tests
-        return next(iter(part.batches(1))).feeds if part is not None else None
+        if part is not None:
+            return next(iter(part.batches(1))).feeds
+        return None if self._made is None or self._made.refused else self._made.feeds()
 
     def prepare(self, keep_float: Sequence[str] = ()) -> None:
         """Simplify, and reach the opset that the level needs.
@@ -145,13 +166,13 @@ class Job:
             UsageError: no node or type is called so.
             UnsupportedError: the opset cannot be reached.
         """
-        self._check_names(keep_float)
         done = Preparation(self.model, self.feeds(), self.threads, self.base)
         done.simplify()
-        if done.raise_opset(self._least_opset(done.model)):
+        if done.raise_opset(self._least_opset()):
             done.simplify()  # the converter leaves constants to fold
         self.adopt(done)
-        nodes = self._prepared.proto.graph.node
+        self._check_names(keep_float)
+        nodes = list(all_nodes(self._prepared.proto.graph))
         asked = [n.name for n in nodes if n.name in keep_float or n.op_type in keep_float]
         left = {n.name for n in nodes} | {n.op_type for n in nodes}
         gone = [name for name in keep_float if name not in left]
@@ -162,8 +183,12 @@ class Job:
         self.kept += [Kept(name, None, "asked for") for name in asked]
 
     def _check_names(self, names: Sequence[str]) -> None:
-        nodes = self.model.proto.graph.node
-        known = {node.name for node in nodes} | {node.op_type for node in nodes}
+        known = {
+            name
+            for model in (self.model, self._prepared)
+            for node in all_nodes(model.proto.graph)
+            for name in (node.name, node.op_type)
+        }
         for name in names:
             if name not in known:
                 raise UsageError(
@@ -180,9 +205,9 @@ class Job:
         """What was adopted is the variant."""
         self.proto = self._prepared.whole()
 
-    def _least_opset(self, model: OnnxModel) -> int:
+    def _least_opset(self) -> int:
         if self.level in WEIGHT_BITS:
-            standard = has_standard_weights(model, self.options)
+            standard = self.options.format == "qdq"
             return opset_needed(WEIGHT_BITS[self.level], standard=standard)
         return self.options.activations_opset
 
@@ -196,16 +221,25 @@ class Job:
             if self._calibration is None:
                 raise UsageError("int8-static needs calibration data: --calibrate DATA.")
             self._ranges = self._measured(self._calibration)
+            rest = len(unranged_nodes(self._prepared, self.options))
+            if rest:
+                self.steps.append(
+                    f"{rest} nodes in inner graphs, or LSTM and GRU: weights in 8 bits, "
+                    "activations in float, as no ranges are known or of use there"
+                )
         elif self.level == "float16":
             self._find_overflow()
         fixed = [kept.node for kept in self.kept]
         self.proto = self._make(fixed)
-        if [n.op_type for n in self.proto.graph.node] == [
-            n.op_type for n in self._prepared.proto.graph.node
-        ] and self.level != "float16":
+        kinds = [
+            [n.op_type for n in all_nodes(proto.graph)]
+            for proto in (self.proto, self._prepared.proto)
+        ]
+        if kinds[0] == kinds[1] and self.level != "float16":
             raise UnsupportedError(
-                f"{self.model.name}: {self.level} changes none of its nodes. Choose another level; "
-                "int8-weights and int4 take weights of MatMul, Gemm, Gather and Conv."
+                f"{self.model.name}: {self.level} changes none of its nodes: none is a MatMul, "
+                "Gemm, Gather, Conv, LSTM or GRU with 256 or more constant float weights that is "
+                "not kept in float. kvant optimize may still make it faster."
             )
         self.compare()
         if self.quality is None or not self.bounds.missed(self.quality):
@@ -223,9 +257,15 @@ class Job:
         )
 
     def compare(self) -> None:
-        """Measure the variant's quality on the test data, where there are any."""
+        """Measure the variant's quality on the test data, or on values made up."""
         if self._tests is not None:
             self.quality = self._compared(self.proto)
+        elif self._made is not None and not self._made.refused:
+            batches = [Batch(self._made.feeds(seed), None) for seed in range(_MADE_UP)]
+            self.quality = measure_quality(self.base, self._session(self.proto), batches)
+            self.notes.append(
+                f"none given: compared on {_MADE_UP} runs of made-up values ({self._made.told()})"
+            )
 
     def _measured(self, part: Part) -> dict[str, Range]:
         return measure_ranges(
@@ -252,7 +292,7 @@ class Job:
 
     def _candidates(self) -> list[str]:
         if self.level == "int8-static":
-            return static_nodes(self._prepared)
+            return static_nodes(self._prepared, self.options)
         if self.level == "int8-dynamic":
             return dynamic_nodes(self._prepared)
         if self.level == "float16":
@@ -265,10 +305,25 @@ class Job:
         elif self.level == "int8-dynamic":
             made = make_dynamic(self._prepared, self.options, keep)
         elif self.level == "float16":
-            made = make_half(self._prepared, keep)
+            made = self._half(keep)
         else:
             made = make_blocks(self._prepared, WEIGHT_BITS[self.level], self.options, keep)
         return made
+
+    def _half(self, keep: Sequence[str]) -> Any:
+        if not self._weights_alone:
+            try:
+                made = make_half(self._prepared, keep)
+                if not ends_the_process(made):
+                    return made
+                why = "onnxruntime ends when it loads this model in float16"
+            except UnsupportedError as error:
+                why = str(error)
+            self._weights_alone = True
+            self.steps.append(
+                f"{why.rstrip('.')}: weights alone are in float16, computation is in float32"
+            )
+        return make_half_weights(self._prepared, keep)
 
     def _session(self, proto: Any) -> Session:
         return Session(proto, f"{self.model.name} as {self.level}", threads=self.threads)
@@ -303,11 +358,14 @@ class Job:
         """
         after = self._session(self.proto)
         times: tuple[float | None, float | None] = (None, None)
-        with suppress(UnsupportedError):  # no values could be made up that the model takes
-            feeds = self.feeds() or made_up_feeds(self.model, 8)
+        feeds = self.feeds()
+        if feeds is not None:
             times = latencies(self.base, after, feeds)
         size = stored_bytes(self.proto)
-        return Comparison(self.model.nbytes, size, self.quality, *times, self._held_out)
+        made_up = self._made is not None
+        return Comparison(
+            self.model.nbytes, size, self.quality, *times, self._held_out, made_up=made_up
+        )
 
 
 def _runs_for(found: Samples, wanted: int | None, *, alone: bool) -> int:

@@ -15,6 +15,7 @@ from kvant.files.source import open_source, printable, quote, read_exactly
 from kvant.onnxtools.apart import APART_FROM, Apart, filled, map_external, set_apart
 from kvant.onnxtools.checks import check_structure, check_tensors
 from kvant.onnxtools.external import check_external, load_external, tensors
+from kvant.onnxtools.inner import all_nodes, check_functions, graphs_of
 from kvant.onnxtools.packages import onnx
 
 __all__ = [
@@ -132,6 +133,7 @@ def open_model(path: str | Path) -> OnnxModel:
         ) from None
     del content
     check_structure(proto, str(path))
+    check_functions(proto, str(path))
     check_tensors(proto, str(path))
     external = check_external(proto, path)
     _check_memory(path, size + sum(external.values()))
@@ -145,6 +147,7 @@ def open_model(path: str | Path) -> OnnxModel:
     if not apart and weight_bytes(proto) >= APART_FROM:
         model.apart = set_apart(proto)
     _weights_out_of_inputs(model)
+    _free_dimensions(proto)
     name_nodes(proto.graph)
     _raw_values(proto)
     _check_ports(model)
@@ -195,10 +198,11 @@ def _weights_out_of_inputs(model: OnnxModel) -> None:
 
 
 def name_nodes(graph: Any) -> None:
-    """Give every node without a name of its own one."""
-    taken = Counter(node.name for node in graph.node if node.name)
+    """Give every node without a name of its own one, in inner graphs, too."""
+    nodes = list(all_nodes(graph))
+    taken = Counter(node.name for node in nodes if node.name)
     seen: set[str] = set()
-    for index, node in enumerate(graph.node):
+    for index, node in enumerate(nodes):
         if node.name and node.name not in seen:
             seen.add(node.name)
             continue
@@ -207,6 +211,19 @@ def name_nodes(graph: Any) -> None:
             name += "_"
         node.name = name
         seen.add(name)
+
+
+def _free_dimensions(proto: Any) -> None:
+    """A dimension of -1 is a free one: so Paddle writes them, and ONNX Runtime reads them."""
+    for graph in graphs_of(proto.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for dim in value.type.tensor_type.shape.dim if _has_shape(value) else ():
+                if dim.dim_value < 0:
+                    dim.Clear()
+
+
+def _has_shape(value: Any) -> bool:
+    return bool(value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"))
 
 
 def _raw_values(proto: Any) -> None:
@@ -242,8 +259,6 @@ def _port(value: Any, where: str) -> Port:
     shape: list[int | str | None] = []
     for dim in tensor.shape.dim:
         shape.append(dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None))
-    if any(isinstance(d, int) and d < 0 for d in shape):
-        raise FileFormatError(f"{where}: {quote(value.name)} has a negative dimension: {shape}.")
     return Port(value.name, dtype, tuple(shape))
 
 

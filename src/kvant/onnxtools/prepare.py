@@ -7,7 +7,6 @@ step that changes what it gives, or breaks it, is undone and named.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from kvant.errors import KvantError, UnsupportedError
-from kvant.files.source import printable, quote
+from kvant.files.source import printable
 from kvant.onnxtools.compare import relative, squares
+from kvant.onnxtools.inner import all_nodes, hoist_weights, inline_functions, to_hoist
+from kvant.onnxtools.madeup import make_up
 from kvant.onnxtools.model import OnnxModel, copy_of, name_nodes, opset
 from kvant.onnxtools.packages import need, onnx
 from kvant.onnxtools.save import EXTERNAL_FROM
-from kvant.onnxtools.session import Array, Feeds, Session
+from kvant.onnxtools.session import Feeds, Session
 
-__all__ = ["Preparation", "load_session", "made_up_feeds", "relative_change"]
+__all__ = ["Preparation", "load_session", "relative_change"]
 
-_MOST_MADE_UP = 1 << 26  # numbers of an input
-_MOST_DIMENSIONS = 32
 _TOLERANCE = 1e-3
 """Largest change of an output, relative to its values, that reordering float32 sums explains."""
 
@@ -55,12 +54,13 @@ class Preparation:
         self.model = model.replaced(copy_of(model.proto))
         self.did: list[str] = []
         self._threads = threads
-        self._feeds, self._expected = _baseline(model, feeds, base or load_session(model, threads))
-        if self._feeds is None:
-            self.did.append(
-                "no values could be made up that the model takes: steps are not checked by running "
-                "(give data)"
-            )
+        session = base or load_session(model, threads)
+        if feeds is None:
+            made = make_up(model, session)
+            feeds = None if made.refused else made.feeds()
+            self.did += [made.remedy()] if made.refused else []
+        self._feeds = feeds
+        self._expected = [] if feeds is None else session.run(feeds)
 
     def step(self, what: str, change: Callable[[Any], Any], *, whole: bool = True) -> bool:
         """Try ``change`` on a copy; keep the result if the model gives what it gave.
@@ -83,7 +83,7 @@ class Preparation:
             self.did.append(f"{what}: undone, it changed an output by {wrong:.2g} of its size")
             return False
         self.model = after
-        counts = len(before.graph.node), len(after.proto.graph.node)
+        counts = [sum(1 for _ in all_nodes(p.graph)) for p in (before, after.proto)]
         self.did.append(f"{what}: {counts[0]} nodes, then {counts[1]}")
         return True
 
@@ -94,12 +94,22 @@ class Preparation:
         wrong = relative_change(self._expected, session.run(self._feeds))
         return None if wrong <= _TOLERANCE else wrong
 
-    def simplify(self) -> bool:
-        """onnxslim: constants folded, shapes inferred, batch norms fused, the unused dropped."""
+    def simplify(self) -> None:
+        """Functions where they are called; onnxslim; weights of inner graphs in the outermost.
+
+        onnxslim folds constants, infers shapes, fuses batch norms and drops the unused.
+        """
         if self.model.weight_bytes >= EXTERNAL_FROM:
             self.did.append("not simplified: onnxslim copies a model this large too often")
-            return False
-        return self.step("simplified (onnxslim)", need("onnxslim").slim)
+        else:
+            functions = len(self.model.proto.functions)
+            if functions:
+                what = f"{functions} functions of the model put where they are called (onnx)"
+                self.step(what, inline_functions)
+            self.step("simplified (onnxslim)", need("onnxslim").slim)
+        if to_hoist(self.model.proto):
+            what = "weights of inner graphs, and constants, moved to the outermost graph"
+            self.step(what, hoist_weights, whole=False)
 
     def raise_opset(self, least: int) -> bool:
         """Convert the model to opset ``least`` where it is older; whether it was.
@@ -164,39 +174,3 @@ def relative_change(expected: list[Any], got: list[Any]) -> float:
 def load_session(model: OnnxModel, threads: int | None = None) -> Session:
     """``model`` as ONNX Runtime runs it."""
     return Session(model.proto, model.name, threads=threads, apart=model.apart)
-
-
-def _baseline(
-    model: OnnxModel, feeds: Feeds | None, session: Session
-) -> tuple[Feeds | None, list[Any]]:
-    if feeds is not None:
-        return feeds, session.run(feeds)
-    for free in (8, 1, 2):
-        try:
-            made = made_up_feeds(model, free)
-            return made, session.run(made)
-        except KvantError:
-            continue
-    return None, []
-
-
-def made_up_feeds(model: OnnxModel, free: int) -> dict[str, Array]:
-    """Values for one run: normal floats, ones elsewhere; free dimensions ``free``, the first 1.
-
-    Raises:
-        UnsupportedError: an input is too large to be made up.
-    """
-    random = np.random.default_rng(0)
-    feeds = {}
-    for port in model.inputs:
-        shape = [
-            d if isinstance(d, int) else (1 if i == 0 else free)
-            for i, d in enumerate((1,) if port.shape is None else port.shape)
-        ]
-        if math.prod(shape) > _MOST_MADE_UP or len(shape) > _MOST_DIMENSIONS:
-            raise UnsupportedError(f"input {quote(port.name)} is {port.told()}: give data for it.")
-        if port.dtype.kind == "f":
-            feeds[port.name] = random.standard_normal(shape).astype(port.dtype)
-        else:
-            feeds[port.name] = np.ones(shape, port.dtype)
-    return feeds

@@ -164,4 +164,7 @@ def _cause(error: Exception) -> str:
     for mark in (" : ", "] "):
         if text.startswith("[ONNXRuntimeError]") and mark == " : ":
             text = text.split(mark, 3)[-1]
+    before, mark, status = text.partition("Status Message: ")
+    if mark:  # without the condition in ONNX Runtime's source that does not hold
+        text = before + status.split(" was false. ")[-1]
     return printable(text.rstrip("."), 300) + "."

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kvant.api.onnx_models import optimize_onnx, quantize_onnx
 from kvant.errors import UnsupportedError
-from kvant.onnxtools import inner
+from kvant.onnxtools import half, inner
 from kvant.onnxtools.job import DataSet
 from kvant.onnxtools.levels import OnnxOptions
 from kvant.onnxtools.model import open_model
@@ -96,7 +96,7 @@ def test_static_reaches_branches_by_weights(tmp_path: Path) -> None:
     onnx.save(branches(True), tmp_path / "m.onnx")
     data = DataSet({"x": normal(40, 1, 32), "which": np.arange(40) % 2 == 0})
     report = quantize_onnx(tmp_path / "m.onnx", "int8-static", tmp_path / "o.onnx", data=data)
-    assert any("4 nodes in inner graphs" in step for step in report.steps)
+    assert any("4 nodes (in inner graphs" in step for step in report.steps)
     assert report.comparison.quality is not None
     assert 0 < report.comparison.quality.output_error < 0.03
     assert report.comparison.bytes_after < 0.5 * report.comparison.bytes_before
@@ -289,3 +289,54 @@ def test_sorting_sees_what_branches_need() -> None:
     graph.node[0].input[0] = "y"
     with pytest.raises(ValueError, match="need each other"):
         inner.sort_nodes(graph)
+
+
+def test_moves_alone_are_not_rounded(tmp_path: Path) -> None:
+    """With one linear in integers, values that only pass by keep all their bits."""
+    nodes = [
+        MAKE("Clip", ["z"], ["c"], "clip"),
+        MAKE("Transpose", ["c"], ["t"], "turn", perm=[1, 0]),
+        MAKE("MatMul", ["x", "w"], ["y"], "linear"),
+    ]
+    inputs = [value("x", ["n", 32]), value("z", ["n", 32])]
+    outputs = [value("t", [32, "n"]), value("y", ["n", 32])]
+    onnx.save(model_of(nodes, inputs, outputs, {"w": normal(32, 32)}), tmp_path / "m.onnx")
+    data = DataSet({"x": normal(60, 1, 32), "z": normal(60, 1, 32, seed=1)})
+    report = quantize_onnx(tmp_path / "m.onnx", "int8-static", tmp_path / "o.onnx", data=data)
+    assert report.comparison.quality is not None
+    assert report.comparison.quality.errors["t"] == 0
+    assert report.comparison.quality.errors["y"] > 0
+
+
+def test_nothing_to_quantise_is_said(tmp_path: Path) -> None:
+    model = model_of([MAKE("Relu", ["x"], ["y"])], [value("x", ["n"])], [value("y", ["n"])])
+    onnx.save(model, tmp_path / "m.onnx")
+    for level in ("int8-dynamic", "int8-weights", "int4", "int8-static"):
+        with pytest.raises(UnsupportedError, match="changes none of its nodes"):
+            quantize_onnx(
+                tmp_path / "m.onnx", level, tmp_path / "o.onnx", data=DataSet({"x": normal(8, 1)})
+            )
+
+
+def test_half_of_weights_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where ONNX Runtime dies of a float16 model, or its converter fails, weights are halved."""
+    onnx.save(network(), tmp_path / "m.onnx")
+    monkeypatch.setattr("kvant.onnxtools.job.ends_the_process", lambda proto: True)
+    report = quantize_onnx(tmp_path / "m.onnx", "float16", tmp_path / "o.onnx")
+    assert any("weights alone are in float16" in step for step in report.steps)
+    assert report.comparison.quality is not None
+    assert 0 < report.comparison.quality.output_error < 1e-3
+    assert report.comparison.bytes_after < 0.6 * report.comparison.bytes_before
+
+
+def test_a_model_that_ends_the_process_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        MAKE("Conv", ["x", "k"], ["a"], "conv"),
+        MAKE("Transpose", ["a"], ["b"], "turn", perm=[0, 2, 1]),
+        MAKE("MatMul", ["b", "w"], ["y"], "linear"),
+    ]
+    weights = {"k": normal(16, 8, 3), "w": normal(16, 16)}
+    model = model_of(nodes, [value("x", [1, 8, 9])], [value("y", [1, 7, 16])], weights)
+    assert not half.ends_the_process(model)
+    monkeypatch.setattr(half, "_LOAD", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    assert half.ends_the_process(model)

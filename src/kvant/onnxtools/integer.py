@@ -72,13 +72,14 @@ def _idle(proto: Any, keep: Collection[str]) -> list[str]:
     return sorted(moving - (after & (before | activations)))
 
 
-_UNRANGED = (*FOLDABLE, "MatMul", "Gemm")
+_UNRANGED = (*FOLDABLE, "MatMul", "Gemm", "Gather")
 
 
 def unranged_nodes(model: OnnxModel, options: OnnxOptions) -> list[str]:
     """Nodes of which static quantisation changes weights only; none where all must be integers.
 
-    Ranges of what they take are not measured in inner graphs; LSTM and GRU have no integer form.
+    Ranges of what they take are not measured in inner graphs; LSTM, GRU and embeddings have no
+    integer form.
     """
     if _everything(options):
         return []

@@ -217,14 +217,18 @@ class Job:
         Raises:
             UnsupportedError: there is nothing to quantise, or the bounds cannot be held.
         """
+        rest = 0
+        if self.level == "int8-static":
+            rest = len(unranged_nodes(self._prepared, self.options))
+        if not rest and not self._candidates() and self.level != "float16":
+            raise self._nothing()
         if self.level == "int8-static":
             if self._calibration is None:
                 raise UsageError("int8-static needs calibration data: --calibrate DATA.")
             self._ranges = self._measured(self._calibration)
-            rest = len(unranged_nodes(self._prepared, self.options))
             if rest:
                 self.steps.append(
-                    f"{rest} nodes in inner graphs, or LSTM and GRU: weights in 8 bits, "
+                    f"{rest} nodes (in inner graphs, embeddings, LSTM or GRU): weights in 8 bits, "
                     "activations in float, as no ranges are known or of use there"
                 )
         elif self.level == "float16":
@@ -236,11 +240,7 @@ class Job:
             for proto in (self.proto, self._prepared.proto)
         ]
         if kinds[0] == kinds[1] and self.level != "float16":
-            raise UnsupportedError(
-                f"{self.model.name}: {self.level} changes none of its nodes: none is a MatMul, "
-                "Gemm, Gather, Conv, LSTM or GRU with 256 or more constant float weights that is "
-                "not kept in float. kvant optimize may still make it faster."
-            )
+            raise self._nothing()
         self.compare()
         if self.quality is None or not self.bounds.missed(self.quality):
             return
@@ -254,6 +254,13 @@ class Job:
         self.kept += found
         self.steps.append(
             f"{len(found)} of {len(candidates)} nodes kept in float so that the bound holds"
+        )
+
+    def _nothing(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"{self.model.name}: {self.level} changes none of its nodes: none is a MatMul, Gemm, "
+            "Gather, Conv, LSTM or GRU with 256 or more constant float weights that is not kept "
+            "in float. kvant optimize may still make it faster."
         )
 
     def compare(self) -> None:

@@ -80,7 +80,9 @@ def layers_agree(folder: Path) -> None:
 def test_what_config_json_says(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", {**CONFIGS["qwen3moe"], "hidden_size": 64})
     kvant.quantize(
-        source, "w4a16-g32", tmp_path / "out", to="vllm", tensors=["attn_v=w8a16", "attn_k=float"]
+        *(source, "w4a16-g32", tmp_path / "out"),
+        to="vllm",
+        tensors=["attn_[qkv].weight=w8a16", "attn_output=float"],
     )
     said: dict[str, Any] = json.loads((tmp_path / "out" / "config.json").read_text())
     config = said["quantization_config"]
@@ -93,15 +95,37 @@ def test_what_config_json_says(tmp_path: Path) -> None:
     assert usual["input_activations"] is None
     other = config["config_groups"]["group_1"]
     assert other["weights"]["strategy"] == "channel"
-    assert other["targets"] == [rf"re:^model\.layers\.{i}\.self_attn\.v_proj$" for i in range(2)]
+    modules = ("qkv_proj", "q_proj", "k_proj", "v_proj")  # the first is what vLLM makes of the rest
+    assert set(other["targets"]) == {
+        rf"re:^model\.layers\.{i}\.self_attn\.{m}$" for i in range(2) for m in modules
+    }
     assert config["ignore"][0] == "lm_head"
     assert "model.layers.0.mlp.gate" in config["ignore"]
-    assert "model.layers.1.self_attn.k_proj" in config["ignore"]
+    assert "model.layers.1.self_attn.o_proj" in config["ignore"]
     # Rows of experts' down projections have 48 weights.
     assert "model.layers.0.mlp.experts.3.down_proj" in config["ignore"]
     model = open_checkpoint(tmp_path / "out")
     assert model.weights["blk.0.attn_v.weight"].stored.stored_as == "compressed-tensors 8 bits"
-    assert model.weights["blk.0.attn_q.weight"].stored.stored_as == "compressed-tensors 4 bits"
+    assert model.weights["blk.0.attn_q.weight"].stored.stored_as == "compressed-tensors 8 bits"
+
+
+def test_mixtures_for_a_budget(tmp_path: Path) -> None:
+    """transformers, which knows nothing of fused linears, computes them as well."""
+    source = make_folder(tmp_path / "source", {**LLAMA, "num_hidden_layers": 4}, dtype="BF16")
+    ends = [
+        write_target(source, "vllm", level, dtype="f32", dry_run=True).bits_per_weight
+        for level in ("w4a16-g32", "w8a16")
+    ]
+    found = kvant.quantize(
+        *(source, None, tmp_path / "out"),
+        to="vllm",
+        bpw=sum(ends) / 2,
+        effort="fast",
+        dtype="f32",
+    )
+    assert len({t.packing for t in found.tensors}) > 2
+    theirs, ours = their_logits(tmp_path / "out"), our_logits(tmp_path / "out")
+    assert np.abs(theirs - ours).max() < 1e-4 * np.abs(ours).max()
 
 
 def test_models_without_linears_are_refused(tmp_path: Path) -> None:

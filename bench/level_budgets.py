@@ -126,6 +126,7 @@ class _Comparison:
             )
             search.measure(
                 effort="balanced",
+                written=self._arguments.effort,
                 chunks=self._chunks,
                 importance=self._importance,
                 threads=self._threads,

@@ -206,3 +206,33 @@ def test_text_too_short(run: Run, model: Path, here: Path) -> None:
     found = run("quantize", model, "--bpw", "4", "--text", "short.txt")
     assert found.status == 1
     assert "are needed" in found.err
+
+
+def test_other_targets(run: Run, model: Path, here: Path) -> None:
+    """The same options; the level of every tensor is told, and kept as a recipe."""
+    common = ("quantize", model, "--to", "mlx", "--effort", "fast")
+    found = run(*common, "--bpw", "4.4", "--save-recipe", "r.json", "-o", "a", "--json")
+    assert found.status == 0, found.err
+    report = json.loads(found.out)
+    assert 4 < report["bpw"] <= 4.4
+    levels = {t["name"]: t["packing"] for t in report["tensors"]}
+    kept = json.loads((here / "r.json").read_text())["tensors"]
+    assert {n: v for n, v in levels.items() if n in kept} == kept
+    assert run("quantize", model, "r.json", "--to", "mlx", "-o", "b").status == 0
+    assert (here / "a/model.safetensors").read_bytes() == (
+        here / "b/model.safetensors"
+    ).read_bytes()
+    found = run(*common, "--fit", "10KB")
+    assert found.status == 1
+    assert "nothing for mlx fits 10,000 bytes; the smallest possible has" in found.err
+    found = run(*common, "--bpw", "4.4", "--dry-run")
+    assert found.status == 0
+    assert "would write" in found.out
+    assert "expected KL divergence" in found.err
+    for option in ("--evidence", "--pre-tokenizer=x"):
+        assert "is for GGUF files" in run(*common, "--bpw", "4.4", option).err
+    assert (
+        "goes with a budget" in run("quantize", model, "4bit", "--to", "mlx", "--packings", "x").err
+    )
+    found = run(*common, "--bpw", "4.4", "--text", "x.txt")
+    assert "A text is for --effort balanced or best" in found.err

@@ -135,6 +135,20 @@ def test_mlx_lm_computes_what_we_do(tmp_path: Path, name: str) -> None:
         assert np.abs(theirs - ours).max() < 1e-3 * np.abs(ours).max()
 
 
+@pytest.mark.parametrize("name", ["qwen3", "qwen3moe"])
+def test_mlx_lm_computes_mixtures_for_a_budget(tmp_path: Path, name: str) -> None:
+    source = write_folder(tmp_path / "source", small(name))
+    ends = [
+        write_target(source, "mlx", level, dry_run=True).bits_per_weight
+        for level in ("3bit-g32", "5bit-g32")
+    ]
+    out = tmp_path / "out"
+    found = kvant.quantize(source, None, out, to="mlx", bpw=sum(ends) / 2, effort="fast")
+    assert len({t.packing for t in found.tensors}) > 3
+    theirs, ours = mlx_logits(out), our_logits(out)
+    assert np.abs(theirs - ours).max() < 1e-3 * np.abs(ours).max()
+
+
 def test_other_architectures_are_refused_before_work(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", CONFIGS["bert"])
     with pytest.raises(UnsupportedError, match="no bert models"):

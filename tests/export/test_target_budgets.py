@@ -12,7 +12,7 @@ import pytest
 
 import kvant
 from kvant.checkpoint import Checkpoint, open_checkpoint
-from kvant.errors import InputError, UsageError
+from kvant.errors import InputError, OutputError, UsageError
 from kvant.export.target import TargetOptions, find_target
 from kvant.packing.groups import Groups
 from kvant.quant.candidate import FLOAT
@@ -134,6 +134,16 @@ def test_overrides_are_kept_and_not_searched(model: Path, tmp_path: Path) -> Non
         made(model, "mlx", tmp_path / "b", bpw=5, tensors=["nothing=8bit"])
     with pytest.raises(UsageError, match="There is nothing to choose"):
         made(model, "mlx", tmp_path / "b", bpw=5, tensors=[".=8bit"])
+
+
+def test_a_folder_that_is_there_is_kept(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine").write_text("")
+    with pytest.raises(OutputError, match="exists already"):
+        kvant.quantize(model, output=tmp_path / "a", to="mlx", bpw=5)
+    assert [f.name for f in (tmp_path / "a").iterdir()] == ["mine"]
+    with pytest.raises(UsageError, match="takes the place of a recipe"):
+        kvant.quantize(model, "4bit", to="mlx", bpw=5)
 
 
 def test_only_levels_that_are_allowed(model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from kvant.api.target_search import TargetSearch
 from kvant.api.targets import dtype_of, write_target
 from kvant.api.trials import Trials
 from kvant.calibration import Importance
-from kvant.errors import UsageError
+from kvant.errors import OutputError, UsageError
 from kvant.evaluation import EvalResult
 from kvant.export.mixture import LevelMixture, mixture_text
 from kvant.export.target import TargetOptions
@@ -72,6 +73,8 @@ def quantize_target_within(
     how = effort_of(effort)
     if how.method is None and texts:
         raise UsageError("A text is for --effort balanced or best; fast measures nothing.")
+    if output is not None and not (force or dry_run):
+        _refuse_existing(Path(output))  # before minutes of measuring
     checkpoint = open_source(source, lora)
     options = TargetOptions(
         dtype=dtype_of(dtype), overrides=tuple(tensors), settings=dict(settings or {})
@@ -138,3 +141,8 @@ def quantize_target_within(
     if max_kld is not None and not dry_run:
         measured = trials.measure_last(artefact.paths[0], max_kld)
     return TargetFound(artefact, mixture, sensitivity, best.cost, measured)
+
+
+def _refuse_existing(folder: Path) -> None:
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder}: exists already. Choose another name or pass --force.")

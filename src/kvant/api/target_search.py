@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
 from kvant.api.artefact import Artefact
 from kvant.api.budget import largest_within
+from kvant.api.effort import effort_of
 from kvant.calibration import Chunks, Importance
 from kvant.checkpoint import Checkpoint
 from kvant.errors import UsageError
 from kvant.export.mixture import LevelMixture
 from kvant.export.overrides import Overrides
 from kvant.export.target import Choices, Target, TargetOptions, find_level, find_target
+from kvant.packing.groups import Groups
 from kvant.quant.allocate import Choice, Front, Item, Mixture, NotReachableError
 from kvant.quant.candidate import FLOAT, Candidate
+from kvant.quant.methods import applies
 from kvant.tuning.candidates import ALL, FAST
 from kvant.tuning.sensitivity import EffortName, Progress, Sensitivity, measure_costs
 from kvant.units import size_text
 
 __all__ = ["TargetSearch", "choose_levels"]
+
+_METHOD = 0.5
+"""What is left of a linear's error where codes are chosen by what it is fed (`--effort balanced`),
+about: without it too few bits go to embeddings, which no method is for (docs/budgets.md)."""
 
 _UNNAMED = "kvant-0.00bpw"
 """The name of mixtures that are only planned, as long as what they will be called."""
@@ -67,9 +74,8 @@ def _groups(choices: Choices) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(of.get(name, (name,)) for name in free))
 
 
-def _items(choices: Choices, sensitivity: Sensitivity) -> list[Item]:
+def _items(choices: Choices, costs: Mapping[str, Mapping[str, float]]) -> list[Item]:
     """What the budget is spent on: tensors that go together as one, with their sums."""
-    costs = {t.name: t.costs for t in sensitivity.tensors}
     return [
         Item(
             names,
@@ -123,6 +129,7 @@ class TargetSearch:
         self._choices = _free(target, choices, options.overrides)
         self._groups = _groups(self._choices)
         self._sensitivity: Sensitivity | None = None
+        self._by_method = False
 
     @cached_property
     def _least(self) -> Artefact:
@@ -134,13 +141,19 @@ class TargetSearch:
         self,
         *,
         effort: EffortName,
+        written: EffortName | None = None,
         chunks: Chunks | None,
         importance: Importance | None,
         threads: int,
         progress: Progress | None = None,
     ) -> Sensitivity:
-        """Find what each tensor costs at each level; see `measure_costs`."""
+        """Find what each tensor costs at each level; see `measure_costs`.
+
+        The table is of rounding each weight by itself; `front` takes into account that an effort
+        above ``fast`` writes most of them by a method: that of ``written``, by default the same.
+        """
         choices = self._choices
+        self._by_method = effort_of(written or effort).method is not None
         self._sensitivity = measure_costs(
             self._checkpoint,
             {name: own for name, own in choices.candidates.items() if len(own) > 1},
@@ -157,7 +170,20 @@ class TargetSearch:
     def front(self) -> Front:
         """The best mixtures; `measure` comes before."""
         assert self._sensitivity is not None
-        return Front(_items(self._choices, self._sensitivity))
+        costs = {t.name: t.costs for t in self._sensitivity.tensors}
+        if self._by_method:
+            for name, own in costs.items():
+                own |= {
+                    c.name: _METHOD * own[c.name]
+                    for c in self._choices.candidates[name]
+                    if self._is_linear(name) and isinstance(c.grid, Groups) and applies(c.grid)
+                }
+        return Front(_items(self._choices, costs))
+
+    def _is_linear(self, name: str) -> bool:
+        """Whether methods reach it: embeddings and stacked experts they do not."""
+        ref = self._checkpoint.graph.weights[name]
+        return len(ref.shape) == 2 and ref.role != "token_embd"
 
     def fit(self, nbytes: int) -> Mixture:
         """The best mixture whose files take at most ``nbytes``.

@@ -5,9 +5,14 @@ import pytest
 
 from kvant import evaluate, quantize
 from kvant.api.artefact import Artefact
+from kvant.api.calibration import calibration_chunks
+from kvant.calibration.layers import LayerWalk
 from kvant.checkpoint import open_checkpoint
 from kvant.cli.main import main
+from kvant.engine import load_engine
 from kvant.errors import OutputError, UsageError
+from kvant.quant.methods import METHODS, Problem
+from kvant.tuning import layerwise
 
 TOKENS = 2048
 
@@ -45,6 +50,39 @@ def test_rows_of_rotated_heads_are_where_they_belong(files):
     for name in ("blk.0.attn_q.weight", "blk.3.attn_k.weight"):
         a, b = source.weights[name].read_f32(), made.weights[name].read_f32()
         assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.95
+
+
+def test_a_table_that_is_the_output_matrix_too_follows_what_the_head_is_fed(files):
+    source = open_checkpoint(_demo())
+    chunks = calibration_chunks(source, [], tokens=TOKENS)
+    walk = LayerWalk(load_engine(source, threads=2, kv_tokens=512), list(chunks.ids))
+    while not walk.at_head:
+        walk.advance()
+    x = np.concatenate(list(walk.head_inputs()))
+    wanted = source.weights["token_embd.weight"].read_f32()
+
+    def loss(path):
+        found = open_checkpoint(path).weights["token_embd.weight"].read_f32()
+        return np.square(x @ (found - wanted).T).mean()
+
+    assert loss(files["balanced"]) < 0.7 * loss(files["fast"])
+
+
+def test_rows_of_a_tall_matrix_are_quantised_in_parts(monkeypatch):
+    rng = np.random.default_rng(0)
+    problem = Problem("Q4_K", rng.standard_normal((1100, 256)).astype(np.float32), np.eye(256))
+    whole = METHODS["search"](problem)
+    seen = []
+
+    def method(part):
+        seen.append(len(part.weights))
+        return METHODS["search"](part)
+
+    monkeypatch.setattr(layerwise, "_PART", 256)
+    found = layerwise._in_parts(method, problem)
+    assert seen == [1024, 76]
+    assert np.array_equal(found.packed(), whole.packed())
+    assert np.array_equal(found.values, whole.values)
 
 
 def test_the_file_says_how_it_was_made(files):

@@ -8,7 +8,7 @@ earlier ones lost. Linears that share an input share its moments.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,11 @@ from kvant.quant.methods import Method, Problem, Quantised, applies
 
 __all__ = ["Layerwise", "Progress", "quantise_grids", "quantise_layers"]
 
-TIED = False
 Bytes = npt.NDArray[np.uint8]
 Progress = Callable[[int, int, str], None]
+
+_PART = 1 << 24
+"""Weights that a method is given at once, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ def quantise_layers(
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Bytes]]:
     """Quantise every plain linear of the layers, and the output matrix, in the model's order.
+
+    The output matrix may be the embedding table as well.
 
     The engine is left with the quantised weights.
 
@@ -114,7 +118,7 @@ def quantise_grids(
             if progress is not None:
                 progress(done, total, name)
             weight = checkpoint.weights[name]
-            found = how.method(Problem(grids[name], weight.read_f32(), mean, threads))
+            found = _in_parts(how.method, Problem(grids[name], weight.read_f32(), mean, threads))
             weights[name] = _for_engine(found)
             done += weight.stored.elements
             yield name, found
@@ -135,18 +139,33 @@ def quantise_grids(
         walk.advance()
     if engine.encodes:
         return
-    head = wanted(
-        ["output.weight"]
-        if "output.weight" in checkpoint.weights
-        else ["token_embd.weight"]
-        if TIED
-        else []
-    )
+    # A table that is the output matrix too is better off with what the head needs of it.
+    tied = "output.weight" not in checkpoint.weights
+    head = wanted(["token_embd.weight" if tied else "output.weight"])
     if head:
         moments = SecondMoments(engine.hidden_size)
         for x in walk.head_inputs():
             moments.add(x)
         yield from quantised(head, moments)
+
+
+def _in_parts(method: Method, problem: Problem) -> Quantised:
+    """A method over runs of rows, which do not depend on one another, where there are many.
+
+    It holds several copies of its weights, and a vocabulary has the most. A part is at least so
+    tall that finding the factor anew does not matter.
+    """
+    w = problem.weights
+    height = max(_PART // w.shape[1], 4 * w.shape[1])
+    if len(w) <= height:
+        return method(problem)
+    parts = [method(replace(problem, weights=w[i : i + height])) for i in range(0, len(w), height)]
+    return Quantised(
+        problem.packing,
+        np.concatenate([p.codes for p in parts]),
+        np.concatenate([p.scales for p in parts]),
+        np.concatenate([p.values for p in parts]),
+    )
 
 
 def _for_engine(found: Quantised) -> _core.Weight:

@@ -117,6 +117,25 @@ def test_what_config_json_says(tmp_path: Path) -> None:
     assert model.weights["blk.0.attn_output.weight"].stored.stored_as == "compressed-tensors 4 bits"
 
 
+def test_mixtures_for_a_budget(tmp_path: Path) -> None:
+    """transformers, which knows nothing of fused linears, computes them as well."""
+    source = make_folder(tmp_path / "source", {**LLAMA, "num_hidden_layers": 4}, dtype="BF16")
+    ends = [
+        write_target(source, "vllm", level, dtype="f32", dry_run=True).bits_per_weight
+        for level in ("w4a16-g32", "w8a16")
+    ]
+    found = kvant.quantize(
+        *(source, None, tmp_path / "out"),
+        to="vllm",
+        bpw=sum(ends) / 2,
+        effort="fast",
+        dtype="f32",
+    )
+    assert len({t.packing for t in found.tensors}) > 2
+    theirs, ours = their_logits(tmp_path / "out"), our_logits(tmp_path / "out")
+    assert np.abs(theirs - ours).max() < 1e-4 * np.abs(ours).max()
+
+
 def test_models_without_linears_are_refused(tmp_path: Path) -> None:
     for name in ("gpt2", "bert"):
         source = write_folder(tmp_path / name, CONFIGS[name])

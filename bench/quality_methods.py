@@ -18,7 +18,7 @@ from typing import Any
 
 from common import Bar, Report, add_options, child, kvant_command, machine, peer_binaries, table
 
-BARS = {"Q4_K_M": 0.85, "Q3_K_M": 0.75, "Q2_K": 0.65}
+BARS = {"Q4_K_M": 0.85, "Q3_K_M": 0.75, "Q2_K": 0.65, "IQ3_S": 0.65, "IQ2_XS": 0.60}
 """The most that mean divergence may be, as a multiple of llama-quantize's."""
 
 

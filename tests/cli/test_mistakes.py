@@ -197,7 +197,7 @@ def test_requests_that_make_no_sense(
         ("quantize demo 4bit --to mlx --pre-tokenizer gpt-2", "leave it out with --to mlx"),
         ("quantize demo int4 --to onnx --evidence", "--evidence is for GGUF files"),
         ("quantize demo int4 --to onnx --max-memory 1G", "--max-memory is for --effort balanced"),
-        ("quantize demo --to mlx --bpw 4", "a budget is for GGUF files; leave it out with --to"),
+        ("quantize demo --to mlx --bpw 4 --pre-tokenizer gpt-2", "leave it out with --to mlx"),
         ("quantize demo --bpw 4 --dtype f16", "--dtype is for other targets"),
         ("quantize demo --bpw 4 --no-verify", "--no-verify is for other targets"),
         ("quantize demo --bpw 4 --set a=1", "--set a is for other targets"),

@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from kvant.api.catalogue import Formats, formats
     from kvant.api.conversion import convert, quantize
     from kvant.api.demonstration import DemoReport, demo
+    from kvant.api.fitted import Fitted
     from kvant.api.inspection import Inspection, inspect
     from kvant.api.measurement import evaluate
     from kvant.api.model import Model, load
     from kvant.api.onnx_models import OnnxReport, optimize_onnx, quantize_onnx
     from kvant.api.tune import TuneReport, tune
     from kvant.api.verification import verify
-    from kvant.api.within import Fitted, quantize_within
+    from kvant.api.within import quantize_within
     from kvant.calibration.importance import Importance
     from kvant.engine.constrain import Constraint
     from kvant.engine.results import Completion, Piece
@@ -97,7 +98,7 @@ _HOME = {
     "DemoReport": "kvant.api.demonstration",
     "Doctor": "kvant.api.advice",
     "EvalResult": "kvant.evaluation",
-    "Fitted": "kvant.api.within",
+    "Fitted": "kvant.api.fitted",
     "Formats": "kvant.api.catalogue",
     "Gate": "kvant.evaluation",
     "Importance": "kvant.calibration.importance",

@@ -288,3 +288,17 @@ def test_rounding_to_groups(source: Checkpoint, plain: bool) -> None:
         rows = packed_rows(weight, grid, importance, threads=2, plain=plain).view(np.float16)
         np.testing.assert_allclose(rows, want, rtol=1e-3, atol=1e-6)
     assert found["mlx"] > found["whole"]
+
+
+def test_a_search_alone_writes_nothing(model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    made(model, "mlx", tmp_path / "out", bpw=7, save_recipe=recipe, dry_run=True)
+    assert not recipe.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_only_gguf_has_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--pre-tokenizer is for GGUF files"):
+        made(model, "mlx", tmp_path / "out", bpw=7, pre_tokenizer="gpt-2")
+    with pytest.raises(UsageError, match=r"expected a name that ends in \.json"):
+        made(model, "mlx", tmp_path / "out", bpw=7, save_recipe=tmp_path / "recipe")

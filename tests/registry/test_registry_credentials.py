@@ -120,7 +120,9 @@ def test_no_password_without_encryption(registry: FakeRegistry) -> None:
         Registry(registry.host, "x", scheme="https").manifest("latest")
 
 
-def test_what_docker_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Docker's folder of settings, beside a helper whose secrets are the hosts it is asked for."""
     helper = tmp_path / "docker-credential-mine"
     helper.write_text(
         '#!/bin/sh\nread host\necho "{\\"Username\\":\\"u\\",\\"Secret\\":\\"$host\\"}"\n'
@@ -128,6 +130,10 @@ def test_what_docker_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     helper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    return tmp_path
+
+
+def test_what_docker_knows(docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = base64.b64encode(b"me:a:b").decode()
     config = {
         "auths": {
@@ -138,7 +144,7 @@ def test_what_docker_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         },
         "credHelpers": {"four.example": "mine", "five.example": "../../bin/sh"},
     }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (docker / "config.json").write_text(json.dumps(config))
     assert find_credentials("one.example") == Credentials("me", "a:b")
     assert find_credentials("two.example") == Credentials(identity="refresh")
     assert find_credentials("three.example") is None
@@ -149,23 +155,16 @@ def test_what_docker_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("KVANT_REGISTRY_AUTH", "one.example=token-of-mine")
     assert find_credentials("ONE.example") == Credentials(bearer="token-of-mine")
     assert "a:b" not in repr(Credentials("me", "a:b"))
-    (tmp_path / "config.json").write_text("{")
+    (docker / "config.json").write_text("{")
     with pytest.raises(DeniedError, match=r"config\.json: not JSON.*Credentials"):
         find_credentials("two.example")
 
 
-def test_what_a_helper_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    helper = tmp_path / "docker-credential-mine"
-    helper.write_text(
-        '#!/bin/sh\nread host\necho "{\\"Username\\":\\"u\\",\\"Secret\\":\\"$host\\"}"\n'
-    )
-    helper.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+def test_what_a_helper_is_asked(docker: Path) -> None:
     login = "https://index.docker.io/v1/"  # what `docker login` writes
 
     def known(**config: Any) -> Credentials | None:
-        (tmp_path / "config.json").write_text(json.dumps(config))
+        (docker / "config.json").write_text(json.dumps(config))
         return find_credentials("docker.io")
 
     assert known(credsStore="mine", auths={login: {}}) == Credentials("u", login)

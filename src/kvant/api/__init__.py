@@ -7,7 +7,10 @@
     conversion.py      convert, quantize: a checkpoint becomes a GGUF file; conversion_notes.py
                        says what to know of it
     calibration.py     calibrate: how much each input of a linear matters
-    within.py          quantize_within: the best file for a budget (budget.py)
+    targets.py         write_target: the same for ONNX, MLX, vLLM and Hugging Face folders
+    within.py          quantize_within: the best file for a budget (budget.py), or the best folder
+                       (target_budget.py, target_search.py); trials.py makes and measures whole
+                       variants, fitted.py is what comes of it
     tune.py            tune: the front of a model; tune_report.py writes its files
     measurement.py     evaluate: perplexity and divergence
     benchmark.py       benchmark: speed and memory, beside the limits of the machine

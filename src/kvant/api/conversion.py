@@ -258,7 +258,9 @@ def quantize(
     how = effort_of(effort)
     if not dry_run:
         early = None if how.method is None else _output_path(checkpoint, chosen, output)
-        check_outputs(early, save_recipe, split_size, force=force)
+        check_output_names(early, split_size, force=force)
+        if save_recipe is not None:
+            check_recipe_name(save_recipe, force=force)
     known = None if importance is None else importance_of(importance, checkpoint)
     chunks = None
     if how.method is not None and chosen.quantised:
@@ -416,24 +418,29 @@ def _file_of(output: Source) -> Path | None:
     return path
 
 
-def check_outputs(
-    output: Source | None, save_recipe: Source | None, split_size: int | None, *, force: bool
-) -> None:
+def check_output_names(output: Source | None, split_size: int | None, *, force: bool) -> None:
     """Say at once that what was named cannot be written: before minutes of work, not after them.
 
     Raises:
         OutputError: a file exists and ``force`` is not set, or it cannot be made.
-        UsageError: a recipe's file could not be used as one.
     """
     if output is not None and (path := _file_of(output)) is not None and split_size is None:
         check_output(path, force=force)
-    if save_recipe is not None:
-        if not is_recipe_file(os.fspath(save_recipe)):
-            raise UsageError(
-                f"--save-recipe {save_recipe}: expected a name that ends in .json, by which "
-                "`kvant quantize` knows a recipe's file."
-            )
-        check_output(save_recipe, force=force)
+
+
+def check_recipe_name(save_recipe: Source, *, force: bool) -> None:
+    """As `check_output_names`, of a recipe's file.
+
+    Raises:
+        OutputError: as there.
+        UsageError: it could not be used as one.
+    """
+    if not is_recipe_file(os.fspath(save_recipe)):
+        raise UsageError(
+            f"--save-recipe {save_recipe}: expected a name that ends in .json, by which "
+            "`kvant quantize` knows a recipe's file."
+        )
+    check_output(save_recipe, force=force)
 
 
 def _artefact(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvant.api.artefact import Artefact
@@ -12,30 +10,20 @@ from kvant.api.budget import collected
 from kvant.api.calibration import calibration_chunks
 from kvant.api.conversion import importance_of
 from kvant.api.effort import effort_of
+from kvant.api.fitted import Fitted
 from kvant.api.source import Source, open_source, threads_or_default
 from kvant.api.target_search import TargetSearch
 from kvant.api.targets import dtype_of, write_target
 from kvant.api.trials import Trials
 from kvant.calibration import Importance
-from kvant.errors import OutputError, UsageError
 from kvant.evaluation import EvalResult
 from kvant.export.mixture import LevelMixture, mixture_text
 from kvant.export.target import TargetOptions
 from kvant.files.atomic import write_atomic
-from kvant.tuning.sensitivity import EffortName, Progress, Sensitivity
+from kvant.files.atomic_folder import AtomicFolder
+from kvant.tuning.sensitivity import EffortName, Progress
 
-__all__ = ["TargetFound", "quantize_target_within"]
-
-
-@dataclass(frozen=True, slots=True)
-class TargetFound:
-    """What `quantize_target_within` made, and from what."""
-
-    artefact: Artefact
-    mixture: LevelMixture
-    sensitivity: Sensitivity
-    expected_kld: float
-    measured: EvalResult | None
+__all__ = ["quantize_target_within"]
 
 
 def quantize_target_within(
@@ -62,7 +50,7 @@ def quantize_target_within(
     force: bool,
     dry_run: bool,
     progress: Progress | None,
-) -> TargetFound:
+) -> Fitted:
     """As `kvant.api.within.quantize_within`, which checked the budgets; ``packings`` are levels.
 
     Raises:
@@ -71,10 +59,8 @@ def quantize_target_within(
         InputError, OutputError: as for `write_target`.
     """
     how = effort_of(effort)
-    if how.method is None and texts:
-        raise UsageError("A text is for --effort balanced or best; fast measures nothing.")
-    if output is not None and not (force or dry_run):
-        _refuse_existing(Path(output))  # before minutes of measuring
+    if output is not None and not dry_run:
+        AtomicFolder(Path(output), force=force).check()  # before minutes of measuring
     checkpoint = open_source(source, lora)
     options = TargetOptions(
         dtype=dtype_of(dtype), overrides=tuple(tensors), settings=dict(settings or {})
@@ -135,14 +121,9 @@ def quantize_target_within(
         assert bpw is not None
         best = search.bits(bpw)
     mixture = search.named(best)
-    if save_recipe is not None:
-        write_atomic(Path(save_recipe), mixture_text(mixture), force=force)
     artefact = write(mixture, output, dry=dry_run)
+    if save_recipe is not None and not dry_run:
+        write_atomic(Path(save_recipe), mixture_text(mixture), force=force)
     if max_kld is not None and not dry_run:
         measured = trials.measure_last(artefact.paths[0], max_kld)
-    return TargetFound(artefact, mixture, sensitivity, best.cost, measured)
-
-
-def _refuse_existing(folder: Path) -> None:
-    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: exists already. Choose another name or pass --force.")
+    return Fitted(artefact, mixture, sensitivity, best.cost, measured)

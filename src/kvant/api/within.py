@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvant.api.artefact import Artefact
@@ -19,50 +18,27 @@ from kvant.api.budget import (
     too_small,
 )
 from kvant.api.calibration import calibration_chunks
-from kvant.api.conversion import check_outputs, importance_of, quantize
+from kvant.api.conversion import check_output_names, check_recipe_name, importance_of, quantize
 from kvant.api.effort import effort_of, making_of, refuse_texts
 from kvant.api.evidence import measures_by_default
+from kvant.api.fitted import Fitted
 from kvant.api.source import Source, open_source, threads_or_default
 from kvant.api.target_budget import quantize_target_within
 from kvant.api.trials import Trials
-from kvant.api.without_effect import refuse_without_effect
+from kvant.api.without_effect import refuse_of_gguf, refuse_of_targets, refuse_without_effect
 from kvant.calibration import Importance
 from kvant.errors import UsageError
 from kvant.evaluation import EvalResult
 from kvant.evaluation.gate import check_limits
 from kvant.evidence import Making
 from kvant.export.gguf.plan import model_metadata
-from kvant.export.mixture import LevelMixture
 from kvant.files.atomic import write_atomic
 from kvant.quant.recipe import Recipe
 from kvant.quant.recipe_file import recipe_text
 from kvant.tuning.candidates import FAST
-from kvant.tuning.sensitivity import EffortName, Progress, Sensitivity
+from kvant.tuning.sensitivity import EffortName, Progress
 
-__all__ = ["Fitted", "quantize_within"]
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """An artefact made to a budget, the recipe found for it, and what that was found from."""
-
-    artefact: Artefact
-    recipe: Recipe | LevelMixture
-    sensitivity: Sensitivity
-    expected_kld: float
-    """By the table of costs, on the text they were measured on."""
-    measured: EvalResult | None = None
-    """The file as measured, where divergence was the budget."""
-
-    def to_json(self) -> dict[str, object]:
-        """As plain data: the artefact's, and beside it what was searched."""
-        return {
-            **self.artefact.to_json(),
-            "expected_kld": self.expected_kld,
-            "measured": None if self.measured is None else self.measured.to_json(),
-            "recipe_definition": self.recipe.to_json(),
-            "sensitivity": self.sensitivity.to_json(),
-        }
+__all__ = ["quantize_within"]
 
 
 def quantize_within(
@@ -141,8 +117,11 @@ def quantize_within(
             {"--validation": validation}, "is what --max-kld is measured on; give that, too."
         )
     refuse_texts(effort_of(effort), texts, None, None)
+    if not dry_run and save_recipe is not None:
+        check_recipe_name(save_recipe, force=force)
     if to != "gguf":
-        found = quantize_target_within(
+        refuse_of_gguf(to, {"--pre-tokenizer": pre_tokenizer, "--evidence": evidence})
+        return quantize_target_within(
             source,
             output,
             to,
@@ -166,12 +145,10 @@ def quantize_within(
             dry_run=dry_run,
             progress=progress,
         )
-        return Fitted(
-            found.artefact, found.mixture, found.sensitivity, found.expected_kld, found.measured
-        )
+    refuse_of_targets(dtype=dtype, verify=verify, settings=settings)
     checkpoint = open_source(source, lora)
     if not dry_run:
-        check_outputs(output, save_recipe, split_size, force=force)
+        check_output_names(output, split_size, force=force)
     model = model_metadata(checkpoint, pre_tokenizer=pre_tokenizer)
     given = None if importance is None else importance_of(importance, checkpoint)
     chunks = None if effort == "fast" else calibration_chunks(checkpoint, texts)

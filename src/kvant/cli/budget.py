@@ -11,7 +11,7 @@ from kvant.cli.options import byte_size, target_settings
 from kvant.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvant.api.within import Fitted
+    from kvant.api.fitted import Fitted
 
 __all__ = ["add_budgets", "add_search", "check_budgets", "run_budget"]
 
@@ -87,19 +87,8 @@ def run_budget(arguments: argparse.Namespace) -> int:
     """Search, write, report."""
     from kvant.api.calibration import text_and_weight
     from kvant.api.within import quantize_within
-    from kvant.api.without_effect import (
-        refuse_of_gguf,
-        refuse_of_targets,
-        refuse_without_effect,
-    )
+    from kvant.api.without_effect import refuse_without_effect
 
-    if arguments.to != "gguf":
-        of_gguf = {"--pre-tokenizer": arguments.pre_tokenizer, "--evidence": arguments.evidence}
-        refuse_of_gguf(arguments.to, of_gguf)
-    else:
-        refuse_of_targets(
-            dtype=arguments.dtype, verify=arguments.verify, settings=target_settings(arguments.set)
-        )
     refuse_without_effect(
         {"--tokens": arguments.tokens, "--max-memory": arguments.max_memory},
         "goes with RECIPE; leave it out with a budget.",
